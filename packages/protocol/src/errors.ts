@@ -1,0 +1,238 @@
+/**
+ * The one table of errors. Every error that leaves thaw, over HTTP, in the SDK or on the command line, carries a code
+ * of this table; docs/errors.md documents each (a test compares the two).
+ *
+ * `blame` says who can repair it: the `caller` (the request), the `code` (what the user deployed) or the `platform`.
+ */
+export interface ErrorSpec {
+  readonly status: number
+  readonly retryable: boolean
+  readonly blame: 'caller' | 'code' | 'platform'
+  readonly message: string
+  readonly fix: string
+}
+
+function define<const Table extends Record<string, ErrorSpec>>(table: Table): Table {
+  return table
+}
+
+const caller = (status: number, message: string, fix: string, retryable = false): ErrorSpec => ({
+  status,
+  retryable,
+  blame: 'caller',
+  message,
+  fix,
+})
+const code = (status: number, message: string, fix: string, retryable = false): ErrorSpec => ({
+  status,
+  retryable,
+  blame: 'code',
+  message,
+  fix,
+})
+const platform = (status: number, message: string, fix: string, retryable = false): ErrorSpec => ({
+  status,
+  retryable,
+  blame: 'platform',
+  message,
+  fix,
+})
+
+export const errorTable = define({
+  // The request
+  invalid_json: caller(400, 'The body is not valid JSON.', 'Send one JSON value, UTF-8 encoded, without duplicate keys.'),
+  invalid_request: caller(400, 'The request does not fit the schema.', 'Compare the request with /docs; details name each field.'),
+  archive_invalid: caller(
+    400,
+    'The code archive cannot be read.',
+    'Send a whole zip or tar.gz file, base64 encoded in code.archive or as a multipart file.',
+  ),
+  archive_unsafe: caller(
+    400,
+    'The code archive has an entry that is not allowed.',
+    'Pack plain files and folders with relative paths; links must stay inside the archive.',
+  ),
+  forbidden_host: caller(
+    403,
+    'This Host is not served here.',
+    'Use the address that the server listens on, such as http://127.0.0.1:8080.',
+  ),
+  forbidden_origin: caller(
+    403,
+    'Requests from this Origin are refused.',
+    'Call the API from a program, or from a page that this server itself serves.',
+  ),
+  route_not_found: caller(404, 'There is nothing at this path.', 'See /docs for the paths that exist.'),
+  function_not_found: caller(404, 'There is no function of this name.', 'List functions with `thaw ls`, or deploy it with `thaw deploy`.'),
+  version_not_found: caller(404, 'The function has no such version.', 'List versions with GET /v1/functions/{name}/versions.'),
+  invocation_not_found: caller(
+    404,
+    'There is no invocation of this id.',
+    'Records are kept for a limited time; list them with GET /v1/invocations.',
+  ),
+  image_not_found: caller(404, 'There is no image of this name.', 'List images with `thaw image ls`.'),
+  method_not_allowed: caller(405, 'This path does not take this method.', 'The Allow header names the methods that it takes.'),
+  request_timeout: caller(408, 'The request did not arrive in time.', 'Send headers and body without long pauses.', true),
+  function_exists: caller(
+    409,
+    'A function of this name exists already.',
+    'Use PUT /v1/functions/{name} (or `thaw deploy`) to make a new version.',
+  ),
+  function_not_ready: caller(
+    409,
+    'The function has no version that is ready.',
+    'Look at its versions: a build may be running, or has failed; the version says why.',
+    true,
+  ),
+  image_in_use: caller(409, 'The image is used by a function.', 'Delete the functions that use it first.'),
+  payload_too_large: caller(413, 'The body is larger than allowed.', 'Send less, or raise limits.max_payload_bytes (`thaw config show`).'),
+  archive_too_large: caller(
+    413,
+    'The code archive is larger than allowed, packed, unpacked or in entries.',
+    'Leave out what the function does not need, or raise limits.max_archive_bytes.',
+  ),
+  unsupported_media_type: caller(
+    415,
+    'The content type is not taken here.',
+    'Send application/json, or multipart/form-data where an archive is uploaded.',
+  ),
+  image_unresolvable: caller(
+    422,
+    'The image cannot be found or read in its registry.',
+    'Check the reference and that this machine reaches the registry.',
+  ),
+  image_digest_mismatch: caller(
+    422,
+    'The image does not have the digest that was asked for.',
+    'Ask for the digest that the registry serves now, or for a tag.',
+  ),
+  runtime_unsupported: caller(
+    422,
+    'The image does not carry what this runtime needs.',
+    'Use an image with the interpreter in it, or leave image out to use the built one.',
+  ),
+  header_fields_too_large: caller(431, 'The request headers are larger than allowed.', 'Send at most 16 KiB of headers.'),
+  too_many_requests: caller(
+    429,
+    'The function is at its capacity and its queue is full.',
+    'Try again after Retry-After seconds, or raise scaling.max_instances.',
+    true,
+  ),
+  cancelled: caller(499, 'The invocation was cancelled.', 'The client went away or asked for it; invoke again if that was not meant.'),
+
+  // The user's code
+  build_failed: code(422, 'The dependencies could not be installed.', 'Read the build log in details.log and repair the dependency file.'),
+  handler_invalid: code(
+    422,
+    'The handler could not be loaded.',
+    'Check handler: file.function for Python and Node.js; details has the stack.',
+  ),
+  function_failed: code(500, 'The function raised an error.', 'Read details.stack, and the logs with `thaw logs NAME`.'),
+  function_crashed: code(502, 'The function ended its process.', 'Read the logs with `thaw logs NAME`; handlers must return, not exit.'),
+  out_of_memory: code(502, 'The function used more memory than its limit.', 'Raise resources.memory_mib, or use less.'),
+  result_too_large: code(
+    502,
+    'The result of the function is larger than allowed.',
+    'Return less, stream it, or raise limits.max_payload_bytes.',
+  ),
+  protocol_violation: code(
+    502,
+    'The instance broke the runtime protocol and was destroyed.',
+    'Code must not write to the socket of its runtime.',
+  ),
+  timed_out: code(504, 'The function did not finish in time.', 'Raise timeout_ms, or do less in one invocation.'),
+
+  // The platform
+  internal: platform(500, 'Something went wrong inside thaw.', 'Look for the request id in the log of the server and report it.'),
+  config_invalid: platform(500, 'The configuration is not valid.', 'See docs/config.md; `thaw config show` prints what is in force.'),
+  data_dir_in_use: platform(
+    500,
+    'Another server is using this data directory.',
+    'Stop the other server, or give this one its own --data-dir.',
+  ),
+  database_corrupt: platform(
+    500,
+    'The database file is damaged; it was left as it is.',
+    'Restore the file from a backup, or move it away to start empty.',
+  ),
+  database_unavailable: platform(503, 'The database does not answer.', 'Try again; if it stays, look at disk and locks.', true),
+  driver_unavailable: platform(
+    503,
+    'The driver cannot be used on this machine.',
+    'Run `thaw doctor`: it names what is missing and how to get it.',
+  ),
+  driver_failed: platform(503, 'The driver could not do what was asked.', 'Try again; details has what the engine said.', true),
+  image_unavailable: platform(503, 'The image cannot be made available right now.', 'Try again; check the registry and the disk.', true),
+  start_failed: platform(503, 'No instance could be started.', 'Try again; details names what each way of starting said.', true),
+  disk_full: platform(503, 'The disk of the server is full.', 'Free space in the data directory (`thaw config show` names it).', true),
+  shutting_down: platform(503, 'The server is shutting down.', 'Try again in a moment.', true),
+  unreachable: platform(
+    503,
+    'No thaw server answers at this address.',
+    'Start one with `thaw up`, or point THAW_URL at a running one.',
+    true,
+  ),
+})
+
+export type ErrorCode = keyof typeof errorTable
+
+/** What user code reported when it failed: the type, message and stack of its own language. */
+export interface CodeFailure {
+  type: string
+  message: string
+  stack?: string | undefined
+}
+
+/** The body of every error answer: `{"error": ErrorBody}`. */
+export interface ErrorBody {
+  code: ErrorCode
+  message: string
+  fix: string
+  details?: unknown
+  request_id?: string
+}
+
+/** The one error class. `message` and `fix` default to those of the table; `details` must be JSON-safe. */
+export class ThawError extends Error {
+  override readonly name = 'ThawError'
+  readonly code: ErrorCode
+  readonly fix: string
+  readonly details: unknown
+  /** Of the HTTP request that failed, when the error came from a server. */
+  requestId: string | undefined
+
+  constructor(code: ErrorCode, message?: string, options: { fix?: string; details?: unknown; cause?: unknown } = {}) {
+    super(message ?? errorTable[code].message, options.cause === undefined ? {} : { cause: options.cause })
+    this.code = code
+    this.fix = options.fix ?? errorTable[code].fix
+    this.details = options.details
+  }
+
+  get status(): number {
+    return errorTable[this.code].status
+  }
+
+  get retryable(): boolean {
+    return errorTable[this.code].retryable
+  }
+
+  toBody(requestId?: string): { error: ErrorBody } {
+    const body: ErrorBody = { code: this.code, message: this.message, fix: this.fix }
+    if (this.details !== undefined) body.details = this.details
+    if (requestId !== undefined) body.request_id = requestId
+    return { error: body }
+  }
+}
+
+export function isErrorCode(value: unknown): value is ErrorCode {
+  return typeof value === 'string' && Object.hasOwn(errorTable, value)
+}
+
+/** Any thrown thing as a ThawError; what is not ours becomes `internal` with the original as its cause. */
+export function toThawError(error: unknown, fallback: ErrorCode = 'internal'): ThawError {
+  if (error instanceof ThawError) return error
+  const message = error instanceof Error ? error.message : String(error)
+  const nodeCode = (error as { code?: unknown } | null)?.code
+  if (nodeCode === 'ENOSPC') return new ThawError('disk_full', undefined, { cause: error })
+  return new ThawError(fallback, fallback === 'internal' ? undefined : `${errorTable[fallback].message} ${message}`, { cause: error })
+}

@@ -1,0 +1,70 @@
+import { z } from 'zod'
+
+/**
+ * The JSON inside the frames of the runtime protocol. What comes from a sandbox is untrusted: the worker validates it
+ * with these schemas, which drop what they do not know, so that newer runtimes still work.
+ */
+const text = (maxLength: number) => z.string().max(maxLength)
+
+/** load: sent once, before anything else. */
+export interface LoadMessage {
+  function: string
+  version: string
+  contract: 'handler' | 'stdio'
+  /** handler: `file.function`; stdio: what to run, see docs/functions.md. */
+  handler: string
+  /** stdio only: the program and its arguments. */
+  command?: string[]
+  /** Where the code lies, as the instance sees it. */
+  code_dir: string
+  env: Record<string, string>
+  timeout_ms: number
+  memory_mib: number
+  /** Most invocations that the worker sends at the same time. */
+  concurrency: number
+}
+
+/** invoke: the meta part; the body follows it, and more of it in body frames when `more` is true. */
+export interface InvokeMeta {
+  id: string
+  attempt: number
+  /** Unix milliseconds at which the worker gives up. */
+  deadline_ms: number
+  content_type: string
+  more: boolean
+  trigger: 'invoke' | 'http'
+  http?: { method: string; path: string; query: string; headers: Record<string, string> }
+}
+
+export const helloSchema = z.object({
+  protocol: z.int(),
+  runtime: text(64),
+  runtime_version: text(64),
+})
+
+export const readySchema = z.object({ init_ms: z.number().nonnegative() })
+
+export const codeFailureSchema = z.object({
+  type: text(256).default('Error'),
+  message: text(65_536).default(''),
+  stack: text(262_144).optional(),
+})
+
+/** failed: why. `invalid_payload` blames the caller: the body is not what its content type says. */
+export const failedSchema = codeFailureSchema.extend({
+  reason: z.enum(['error', 'invalid_payload', 'cancelled']).default('error'),
+})
+
+/** result: the meta part. With `more`, chunk frames and one end (or failed) frame follow. */
+export const resultMetaSchema = z.object({
+  content_type: text(256).regex(/^[\x20-\x7e]*$/),
+  more: z.boolean().default(false),
+  status: z.int().min(100).max(599).optional(),
+  headers: z.record(text(256), z.union([text(8192), z.array(text(8192)).max(64)])).optional(),
+})
+export type ResultMeta = z.infer<typeof resultMetaSchema>
+
+/** The first byte of the payload of a log frame; the rest is UTF-8 text. */
+export const logSources = { stdout: 1, stderr: 2 } as const
+
+export const hookDoneSchema = z.object({ hook: text(64), error: codeFailureSchema.optional() })

@@ -1,0 +1,127 @@
+import type { Duplex } from 'node:stream'
+import type { Abilities, DriverKind, NetworkMode, Probe, Resources } from '@thaw/protocol'
+
+/**
+ * The contract of a driver: one kind of isolation.
+ *
+ * Lifecycle of a sandbox, as a driver sees it:
+ *
+ *     prepare(image) ─→ create(spec) ─→ running ─→ exit ─→ destroy(id)
+ *                                          └──────────────────┘
+ *
+ * - `create` resolves when the sandbox is ready for use (see `CreateSpec.ready`), or rejects and leaves nothing behind.
+ * - A sandbox that exited stays known, with what it leaves on disk, until `destroy`.
+ * - `destroy` works from every state, also for an id that the driver never saw or that an earlier process of ours
+ *   made: afterwards no process, mount, cgroup, network namespace, socket or file of that id exists.
+ * - `list` tells reality, not memory: after a crash of the server it names what the old one left.
+ * - `close` ends what the driver itself started for its own use. Sandboxes go on running.
+ *
+ * A driver knows nothing of functions, versions or tenants. Errors are ThawErrors; `driver_failed` carries what the
+ * engine said in details. All paths are absolute paths of this host.
+ */
+export interface Driver {
+  readonly kind: DriverKind
+  readonly abilities: Abilities
+
+  /** Finds out whether this driver works on this machine, by trying. Cached for the life of the process. */
+  probe(): Promise<Probe>
+
+  /** Makes an image startable. Idempotent, safe to call at the same time from several places. */
+  prepare(image: ImageSource): Promise<Prepared>
+
+  /** Starts a sandbox. `signal` abandons the start; nothing is left then. */
+  create(spec: CreateSpec, signal?: AbortSignal): Promise<Handle>
+
+  /** What the sandbox is now, or null when the driver knows nothing of the id. */
+  inspect(id: string): Promise<SandboxStatus | null>
+
+  /** Ids of everything that this driver's data holds traces of, also half-made or dead. */
+  list(): Promise<string[]>
+
+  /** Resolves when the first process of the sandbox has ended, however it ended. */
+  wait(id: string): Promise<Exit>
+
+  /** A byte stream to a port inside, or to the runtime's socket. Never goes through an IP route to the sandbox. */
+  dial(id: string, port: Port): Promise<Duplex>
+
+  /** Ends and removes the sandbox and all that belongs to it. Idempotent. */
+  destroy(id: string): Promise<void>
+
+  close(): Promise<void>
+}
+
+/** A TCP port inside the sandbox, or the Unix socket of the runtime. */
+export type Port = number | 'runtime'
+
+/** An image on disk: a folder tree, owned as the sandbox's users see it before any shift of ids. */
+export interface ImageSource {
+  /** `host`: this machine's own toolchains, read-only. `rootfs`: a folder that holds a root file system. */
+  kind: 'host' | 'rootfs'
+  /** sha256:… of the content; for `host` a name that changes when the machine does. */
+  digest: string
+  /** kind rootfs: the folder. Owned by the image store, which shifts ids at unpacking (see `idShift`). */
+  path?: string
+}
+
+/** Opaque result of prepare, for create of the same driver. */
+export interface Prepared {
+  readonly image: ImageSource
+}
+
+export interface Mount {
+  source: string
+  target: string
+  readonly: boolean
+}
+
+export interface CreateSpec {
+  /** Given by the caller, so that it is known before anything exists. A DNS label. */
+  id: string
+  image: Prepared
+  /** The first process. `${runtime}`-like templates do not exist: paths are those inside (see `paths`). */
+  argv: string[]
+  env: Record<string, string>
+  cwd: string
+  /** Host folders and files shown inside. The process driver, which shows nothing, maps them by `paths`. */
+  mounts: Mount[]
+  resources: Resources
+  network: NetworkMode
+  /** Who runs argv: an ordinary user, or root of the sandbox (never of the host). */
+  user: 'function' | 'root'
+  /** `writable`: changes of the root file system are kept until destroy; else only /tmp can be written. */
+  root: 'readonly' | 'writable'
+  /** `runtime`: wait until the runtime listens on its socket; `started`: until argv runs. */
+  ready: 'runtime' | 'started'
+  /** Longest wait for readiness. */
+  start_timeout_ms: number
+  /** Raw stdout and stderr of the first process. Called until exit; must not throw. */
+  onOutput?: (source: 'stdout' | 'stderr', bytes: Buffer) => void
+}
+
+export interface Handle {
+  id: string
+  /** Milliseconds from the call of create until ready. */
+  boot_ms: number
+}
+
+export interface SandboxStatus {
+  state: 'running' | 'exited'
+  pid: number | null
+  memory_bytes: number | null
+}
+
+export interface Exit {
+  /** null where the driver cannot tell, or a signal ended the process. */
+  code: number | null
+  signal: string | null
+  /** The kernel killed a process of the sandbox because its memory limit was reached. */
+  out_of_memory: boolean
+}
+
+/** Where things lie inside a sandbox of the drivers that have an inside of their own. */
+export const insidePaths = {
+  runtimeDir: '/thaw/runtime',
+  runDir: '/thaw/run',
+  runtimeSocket: '/thaw/run/runtime.sock',
+  codeDir: '/function',
+} as const
