@@ -1,0 +1,129 @@
+import { isIP } from 'node:net'
+import { driverKinds, envSchema } from '@thaw/protocol'
+import { z } from 'zod'
+
+const mib = 1024 * 1024
+const dayMs = 86_400_000
+
+/** What a leaf says about itself: used by `config_invalid` errors and by the test that keeps docs/config.md complete. */
+export interface KeyMeta {
+  description: string
+  /** Completes the sentence "must be …". */
+  expected: string
+}
+
+function whole(min: number, max: number, description: string) {
+  return z
+    .int()
+    .min(min)
+    .max(max)
+    .meta({ description, expected: `a whole number from ${min} to ${max}` })
+}
+
+const bytes = (description: string) => whole(1, 1024 * 1024 * mib, description)
+// Timers of Node hold at most 2^31 - 1 ms; a day is plenty and safe.
+const waitMs = (description: string) => whole(1, dayMs, description)
+const keptMs = (description: string) => whole(1, 3650 * dayMs, description)
+
+const pathSchema = z
+  .string()
+  .min(1)
+  .max(4096)
+  .regex(/^[^\0]+$/)
+const path = (description: string) => pathSchema.meta({ description, expected: 'a path' })
+
+/** Whether an address can only be reached from this machine. */
+export function isLoopback(host: string): boolean {
+  if (host === 'localhost' || host === '::1') return true
+  return isIP(host) === 4 && host.startsWith('127.')
+}
+
+const expectedHost = 'a loopback address (127.0.0.1, ::1 or localhost) until API keys exist'
+
+export const logLevels = ['trace', 'debug', 'info', 'warn', 'error', 'fatal', 'silent'] as const
+
+/**
+ * Every key of the configuration. It holds no defaults: those depend on the machine and are a layer of their own
+ * (defaults.ts), so that each value has one origin.
+ */
+export const configSchema = z.strictObject({
+  host: z.string().refine(isLoopback).meta({ description: 'Address to listen on.', expected: expectedHost }),
+  port: whole(0, 65_535, 'TCP port to listen on; 0 takes any free one.'),
+  data_dir: path('Folder of the database and the code archives; one server per folder.'),
+  images_dir: path('Folder of the unpacked images; can be deleted while no server runs.'),
+  driver: z.enum(['auto', ...driverKinds.filter((kind) => kind === 'process' || kind === 'oci')]).meta({
+    description: 'Driver of functions that name none; auto takes the strongest that works on this machine.',
+    expected: 'one of auto, process, oci',
+  }),
+  log_level: z.enum(logLevels).meta({ description: 'Least severe level that is logged.', expected: `one of ${logLevels.join(', ')}` }),
+  limits: z.strictObject({
+    max_payload_bytes: bytes('Largest body of a request or an answer.'),
+    max_archive_bytes: bytes('Largest code archive, packed.'),
+    max_unpacked_bytes: bytes('Largest code archive, unpacked.'),
+    max_archive_entries: whole(1, 1_000_000, 'Most files and folders in a code archive.'),
+    max_log_bytes_per_invocation: whole(0, 1024 * mib, 'Log text kept of one invocation; the rest is cut off and flagged.'),
+    header_timeout_ms: waitMs('Longest time until the headers of a request are complete.'),
+    request_timeout_ms: waitMs('Longest time until a request, body included, has arrived.'),
+    max_instances: whole(1, 100_000, 'Most instances on this machine, of all functions together.'),
+    memory_mib: whole(16, 64 * mib, 'Memory that all instances together may be promised.'),
+    queue_length: whole(0, 1_000_000, 'Most invocations that wait for an instance, per function.'),
+    queue_timeout_ms: waitMs('Longest wait for an instance.'),
+    start_timeout_ms: waitMs('Longest start of an instance, loading the code included.'),
+    build_timeout_ms: waitMs('Longest installation of dependencies.'),
+    max_connections: whole(1, 1_000_000, 'Most client connections at a time.'),
+  }),
+  retention: z.strictObject({
+    invocations_ms: keptMs('How long records of invocations are kept.'),
+    logs_ms: keptMs('How long log entries are kept.'),
+    images_ms: keptMs('How long an image that nothing uses is kept.'),
+  }),
+  registries: z.strictObject({
+    insecure: z
+      .array(
+        z
+          .string()
+          .min(1)
+          .max(255)
+          .regex(/^[^\s/]+$/),
+      )
+      .meta({ description: 'Registries that are reached over plain HTTP.', expected: 'a list of host or host:port' }),
+  }),
+  builds: z.strictObject({
+    env: envSchema.meta({ description: 'Environment of dependency installation.', expected: 'names with text values' }),
+    ca_file: pathSchema
+      .nullable()
+      .meta({ description: 'PEM file of certificate authorities that dependency installation trusts.', expected: 'a path or null' }),
+  }),
+  shutdown: z.strictObject({
+    drain_ms: whole(0, dayMs, 'How long running invocations may go on after the server was asked to stop.'),
+  }),
+})
+
+export type Config = z.infer<typeof configSchema>
+
+/** A leaf of the schema: a value of its own. `kind` says how text (environment, flags) becomes that value. */
+export interface Leaf {
+  key: string
+  kind: 'text' | 'number' | 'list' | 'names' | 'nullable'
+  meta: KeyMeta
+}
+
+function kindOf(schema: z.ZodType): Leaf['kind'] {
+  if (schema instanceof z.ZodNumber) return 'number'
+  if (schema instanceof z.ZodArray) return 'list'
+  if (schema instanceof z.ZodRecord) return 'names'
+  if (schema instanceof z.ZodNullable) return 'nullable'
+  return 'text'
+}
+
+function leavesOf(schema: z.ZodObject, prefix: string): Leaf[] {
+  return Object.entries(schema.shape).flatMap(([name, child]): Leaf[] => {
+    if (child instanceof z.ZodObject) return leavesOf(child, `${prefix}${name}.`)
+    const type = child as z.ZodType
+    const { description = '', expected = '' } = (type.meta() ?? {}) as Partial<KeyMeta>
+    return [{ key: `${prefix}${name}`, kind: kindOf(type), meta: { description, expected } }]
+  })
+}
+
+/** Dotted key → leaf, in the order of the schema. */
+export const configLeaves: ReadonlyMap<string, Leaf> = new Map(leavesOf(configSchema, '').map((leaf) => [leaf.key, leaf]))
