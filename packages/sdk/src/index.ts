@@ -1,0 +1,27 @@
+export {
+  type BootMethod,
+  type CodeFailure,
+  type DriverItem,
+  type DriverKind,
+  type ErrorBody,
+  type ErrorCode,
+  errorTable,
+  type FunctionItem,
+  type ImageItem,
+  type Info,
+  type InvocationItem,
+  type InvocationStatus,
+  type LogEntry,
+  ThawError,
+  type VersionItem,
+} from '@thaw/protocol'
+export type { CodeSource } from './code.ts'
+export type { CallOptions, DeployOptions, FunctionChange, FunctionInput, Functions, LogOptions } from './functions.ts'
+export type { FetchFunction } from './http.ts'
+export type { ImageCreateOptions, Images, PruneResult } from './images.ts'
+export type { Invocations } from './invocations.ts'
+export type { InvokeOptions, InvokeResult, Payload } from './invoke.ts'
+export type { Page, PageQuery, Pages } from './page.ts'
+export type { InvocationStream } from './stream.ts'
+export { Thaw, type ThawOptions } from './thaw.ts'
+export type { Timing } from './timing.ts'
