@@ -1,0 +1,115 @@
+import { describe, expect, test } from 'vitest'
+import { functionRow, openTestStore, tempDir, versionRow } from './store.fixture.ts'
+
+describe('functions', () => {
+  test('a function is found by its name, and a second one of that name is refused', async () => {
+    const { functions } = await openTestStore()
+    const row = functionRow('hello')
+    await functions.create(row)
+    expect(await functions.get('hello')).toEqual(row)
+    expect(await functions.get('Hello')).toBeNull()
+    await expect(functions.create(functionRow('hello'))).rejects.toMatchObject({ code: 'function_exists' })
+  })
+
+  test('pages follow the name', async () => {
+    const { functions } = await openTestStore()
+    for (const name of ['c', 'a', 'b']) await functions.create(functionRow(name))
+    expect((await functions.list({ limit: 2 })).map((row) => row.name)).toEqual(['a', 'b'])
+    expect((await functions.list({ limit: 2, after: 'b' })).map((row) => row.name)).toEqual(['c'])
+  })
+
+  test('deleting a function deletes its versions', async () => {
+    const { functions } = await openTestStore()
+    const row = functionRow('hello')
+    await functions.create(row)
+    const version = await functions.addVersion(versionRow(row.id, { code_digest: 'sha256:a' }))
+    expect(await functions.delete(row.id)).toBe(true)
+    expect(await functions.delete(row.id)).toBe(false)
+    expect(await functions.version(version.id)).toBeNull()
+    expect(await functions.codeDigests()).toEqual([])
+  })
+})
+
+describe('versions', () => {
+  test('numbers are never used twice, also when many are added at the same time or deleted', async () => {
+    const { functions } = await openTestStore()
+    const row = functionRow('hello')
+    await functions.create(row)
+    const added = await Promise.all(Array.from({ length: 20 }, () => functions.addVersion(versionRow(row.id))))
+    expect(added.map((version) => version.version).sort((a, b) => a - b)).toEqual(Array.from({ length: 20 }, (_, index) => index + 1))
+    for (const version of added) await functions.deleteVersion(version.id)
+    expect((await functions.addVersion(versionRow(row.id))).version).toBe(21)
+  })
+
+  test('a version comes back as it was put in', async () => {
+    const { functions } = await openTestStore()
+    const row = functionRow('hello')
+    await functions.create(row)
+    const error = { code: 'build_failed' as const, message: 'no', details: { log: 'x' } }
+    const version = await functions.addVersion(versionRow(row.id, { error, code_digest: 'sha256:a' }))
+    expect(await functions.version(version.id)).toEqual(version)
+    expect(await functions.versionByNumber(row.id, 1)).toEqual(version)
+    expect(await functions.versionByNumber(row.id, 2)).toBeNull()
+  })
+
+  test('a version of no function is refused and takes no number', async () => {
+    const { functions } = await openTestStore()
+    await expect(functions.addVersion(versionRow('fn-none'))).rejects.toMatchObject({ code: 'function_not_found' })
+  })
+
+  test('activating marks ready, clears the error and moves the function', async () => {
+    const { functions } = await openTestStore()
+    const row = functionRow('hello')
+    await functions.create(row)
+    const first = await functions.addVersion(versionRow(row.id))
+    await functions.updateVersion(first.id, { state: 'failed', error: { code: 'build_failed', message: 'no' } })
+    expect(await functions.versionsInState('failed')).toHaveLength(1)
+    await functions.activate(row.id, first.id, 99)
+    expect(await functions.version(first.id)).toMatchObject({ state: 'ready', error: null })
+    expect(await functions.get('hello')).toMatchObject({ active_version_id: first.id, updated_at: 99, next_version: 2 })
+    await expect(functions.activate('fn-other', first.id, 99)).rejects.toMatchObject({ code: 'version_not_found' })
+  })
+
+  test('versions are listed newest first, and deleting the active one leaves none active', async () => {
+    const { functions } = await openTestStore()
+    const row = functionRow('hello')
+    await functions.create(row)
+    const first = await functions.addVersion(versionRow(row.id))
+    await functions.addVersion(versionRow(row.id))
+    await functions.activate(row.id, first.id, 5)
+    expect((await functions.versions(row.id)).map((version) => version.version)).toEqual([2, 1])
+    await functions.deleteVersion(first.id)
+    expect(await functions.get('hello')).toMatchObject({ active_version_id: null })
+  })
+
+  test('digests and image references name each once', async () => {
+    const { functions } = await openTestStore()
+    const row = functionRow('hello')
+    await functions.create(row)
+    for (const digest of ['sha256:a', 'sha256:a', 'sha256:b', null]) {
+      await functions.addVersion(versionRow(row.id, { code_digest: digest, image_digest: digest }))
+    }
+    expect((await functions.codeDigests()).sort()).toEqual(['sha256:a', 'sha256:b'])
+    expect(await functions.imageRefs()).toEqual([
+      { ref: 'python', digest: 'sha256:a' },
+      { ref: 'python', digest: 'sha256:b' },
+      { ref: 'python', digest: null },
+    ])
+  })
+})
+
+test('what was written is there after closing and opening again', async () => {
+  const dataDir = tempDir()
+  const before = await openTestStore({ dataDir })
+  await before.functions.create(functionRow('hello'))
+  await before.images.put({ ref: 'python', kind: 'runtime', digest: 'sha256:a', size_bytes: 5, created_at: 1 })
+  await before.images.put({ ref: 'python', kind: 'runtime', digest: 'sha256:b', size_bytes: 6, created_at: 2 })
+  await before.close()
+  const after = await openTestStore({ dataDir })
+  expect(await after.functions.get('hello')).not.toBeNull()
+  expect(await after.images.list()).toEqual([{ ref: 'python', kind: 'runtime', digest: 'sha256:b', size_bytes: 6, created_at: 2 }])
+  expect(await after.images.get('python')).toMatchObject({ digest: 'sha256:b' })
+  expect(await after.images.delete('python')).toBe(true)
+  expect(await after.images.delete('python')).toBe(false)
+  expect(await after.images.get('python')).toBeNull()
+})

@@ -1,0 +1,175 @@
+import type { DatabaseSync, SQLInputValue } from 'node:sqlite'
+import { setImmediate as nextTurn } from 'node:timers/promises'
+import type { InvocationStatus } from '@thaw/protocol'
+import type { Compilable, Kysely } from 'kysely'
+import type { InvocationRow, LogRow, RecordStore } from '../store.ts'
+import { type Patience, patiently } from './errors.ts'
+import type { RecordBuffer } from './record-buffer.ts'
+import type { RecordWriter } from './record-writer.ts'
+import type { InvocationTable, LogTable, Tables } from './tables.ts'
+
+/** Rows removed in one transaction: a few milliseconds of the event loop. */
+const pruneRows = 500
+
+/**
+ * Records of invocations and logs. Reads are synchronous inside: each sees the buffer and the database at one moment,
+ * so that a row is never missed or seen twice because a batch was written in between.
+ */
+export class SqliteRecords implements RecordStore {
+  readonly #db: DatabaseSync
+  readonly #queries: Kysely<Tables>
+  readonly #buffer: RecordBuffer
+  readonly #writer: RecordWriter
+  readonly #patience: Patience
+
+  /** `queries` only compiles here; it runs on `db`. */
+  constructor(db: DatabaseSync, queries: Kysely<Tables>, buffer: RecordBuffer, writer: RecordWriter, patience: Patience) {
+    this.#db = db
+    this.#queries = queries
+    this.#buffer = buffer
+    this.#writer = writer
+    this.#patience = patience
+  }
+
+  invocation(row: InvocationRow): void {
+    this.#buffer.addInvocation(row)
+    this.#writer.schedule()
+  }
+
+  log(row: LogRow): void {
+    this.#buffer.addLog(row)
+    this.#writer.schedule()
+  }
+
+  async getInvocation(id: string): Promise<InvocationRow | null> {
+    const buffered = this.#buffer.invocations.get(id)
+    if (buffered !== undefined) return { ...buffered }
+    const query = this.#queries.selectFrom('invocations').selectAll().where('id', '=', id)
+    return patiently(this.#patience, () => {
+      for (const row of this.#rows<InvocationTable>(query)) return decodeInvocation(row)
+      return null
+    })
+  }
+
+  listInvocations(filter: {
+    function?: string | undefined
+    status?: InvocationStatus | undefined
+    before?: string | undefined
+    limit: number
+  }): Promise<InvocationRow[]> {
+    let query = this.#queries.selectFrom('invocations').selectAll().orderBy('id', 'desc')
+    if (filter.function !== undefined) query = query.where('function', '=', filter.function)
+    if (filter.status !== undefined) query = query.where('status', '=', filter.status)
+    if (filter.before !== undefined) query = query.where('id', '<', filter.before)
+    return patiently(this.#patience, () => {
+      const found: InvocationRow[] = []
+      for (const row of this.#buffer.invocations.values()) {
+        if (filter.function !== undefined && row.function !== filter.function) continue
+        if (filter.status !== undefined && row.status !== filter.status) continue
+        if (filter.before === undefined || row.id < filter.before) found.push({ ...row })
+      }
+      let stored = 0
+      for (const row of this.#rows<InvocationTable>(query)) {
+        // The buffer holds a newer form of this row, whether or not that one fits the filter.
+        if (this.#buffer.invocations.has(row.id)) continue
+        if (stored++ >= filter.limit) break
+        found.push(decodeInvocation(row))
+      }
+      return found.sort((a, b) => (a.id < b.id ? 1 : -1)).slice(0, filter.limit)
+    })
+  }
+
+  logs(filter: { function?: string; invocation_id?: string; limit: number }): Promise<LogRow[]> {
+    let query = this.#queries.selectFrom('logs').selectAll().orderBy('seq', 'desc').limit(filter.limit)
+    if (filter.function !== undefined) query = query.where('function', '=', filter.function)
+    if (filter.invocation_id !== undefined) query = query.where('invocation_id', '=', filter.invocation_id)
+    return patiently(this.#patience, () => {
+      const stored = [...this.#rows<LogTable>(query)].reverse().map(decodeLog)
+      const buffered = this.#buffer.logs.filter(
+        (row) =>
+          (filter.function === undefined || row.function === filter.function) &&
+          (filter.invocation_id === undefined || row.invocation_id === filter.invocation_id),
+      )
+      return [...stored, ...buffered.map((row) => ({ ...row }))].slice(-filter.limit)
+    })
+  }
+
+  async prune(olderThan: { invocations: number; logs: number }): Promise<number> {
+    let removed = await this.#deleteAll(
+      `DELETE FROM invocations WHERE id IN (SELECT id FROM invocations WHERE created_at < ? LIMIT ${pruneRows})`,
+      olderThan.invocations,
+    )
+    // Logs have no index on time: they come in its order, so the old ones are the first. A run that finds a young one
+    // among them stops there, and goes on when that one is old too.
+    removed += await this.#deleteAll(
+      `DELETE FROM logs WHERE time < ? AND seq IN (SELECT seq FROM logs ORDER BY seq LIMIT ${pruneRows})`,
+      olderThan.logs,
+    )
+    for (const name of await this.#orphans()) removed += await this.#deleteStored(name)
+    return removed
+  }
+
+  async deleteOfFunction(name: string): Promise<void> {
+    this.#buffer.removeFunction(name)
+    await this.#deleteStored(name)
+  }
+
+  flush(): Promise<void> {
+    return this.#writer.flush()
+  }
+
+  async #deleteStored(name: string): Promise<number> {
+    const invocations = await this.#deleteAll(
+      `DELETE FROM invocations WHERE id IN (SELECT id FROM invocations WHERE function = ? LIMIT ${pruneRows})`,
+      name,
+    )
+    const logs = await this.#deleteAll(`DELETE FROM logs WHERE seq IN (SELECT seq FROM logs WHERE function = ? LIMIT ${pruneRows})`, name)
+    return invocations + logs
+  }
+
+  /** Names that have records and no function. Hops from name to name in the index instead of reading all of it. */
+  #orphans(): Promise<string[]> {
+    const hop = (table: string) => `
+      WITH RECURSIVE names(name) AS (
+        SELECT min(function) FROM ${table}
+        UNION ALL SELECT (SELECT min(function) FROM ${table} WHERE function > name) FROM names WHERE name IS NOT NULL
+      ) SELECT name FROM names WHERE name IS NOT NULL AND name NOT IN (SELECT name FROM functions)`
+    return patiently(this.#patience, () => {
+      const names = ['invocations', 'logs'].flatMap((table) => this.#db.prepare(hop(table)).all())
+      return [...new Set(names.map((row) => String(row.name)))]
+    })
+  }
+
+  /** Runs a delete of at most pruneRows until it removes fewer, letting other work through in between. */
+  async #deleteAll(sql: string, parameter: SQLInputValue): Promise<number> {
+    const statement = this.#db.prepare(sql)
+    for (let removed = 0; ; ) {
+      const changes = await patiently(this.#patience, () => Number(statement.run(parameter).changes))
+      removed += changes
+      if (changes < pruneRows) return removed
+      await nextTurn()
+    }
+  }
+
+  /** The rows of a query, one by one; whoever stops early stops the reading. */
+  #rows<Row>(query: Compilable<Row>): Iterable<Row> {
+    const { sql, parameters } = query.compile()
+    return this.#db.prepare(sql).iterate(...(parameters as SQLInputValue[])) as Iterable<unknown> as Iterable<Row>
+  }
+}
+
+function decodeInvocation(row: InvocationTable): InvocationRow {
+  return {
+    ...row,
+    status: row.status as InvocationRow['status'],
+    trigger: row.trigger as InvocationRow['trigger'],
+    boot_method: row.boot_method as InvocationRow['boot_method'],
+    error: row.error === null ? null : JSON.parse(row.error),
+    timing: row.timing === null ? null : JSON.parse(row.timing),
+    logs_truncated: row.logs_truncated === 1,
+  }
+}
+
+function decodeLog({ seq: _, ...row }: LogTable): LogRow {
+  return { ...row, source: row.source as LogRow['source'] }
+}

@@ -1,0 +1,76 @@
+/** The rows as SQLite holds them: structured values are JSON text, booleans are 0 and 1. */
+export interface Tables {
+  functions: FunctionTable
+  versions: VersionTable
+  images: ImageTable
+  invocations: InvocationTable
+  logs: LogTable
+  schema_migrations: MigrationTable
+}
+
+export interface FunctionTable {
+  id: string
+  name: string
+  active_version_id: string | null
+  next_version: number
+  created_at: number
+  updated_at: number
+}
+
+export interface VersionTable {
+  id: string
+  function_id: string
+  version: number
+  state: string
+  error: string | null
+  config: string
+  code_digest: string | null
+  image_digest: string | null
+  created_at: number
+}
+
+export interface ImageTable {
+  ref: string
+  kind: string
+  digest: string
+  size_bytes: number
+  created_at: number
+}
+
+export interface InvocationTable {
+  id: string
+  function: string
+  version: number
+  status: string
+  attempt: number
+  trigger: string
+  boot_method: string | null
+  sandbox_id: string | null
+  result: string | null
+  error: string | null
+  request_bytes: number
+  result_bytes: number
+  timing: string | null
+  logs_truncated: number
+  created_at: number
+  started_at: number | null
+  ended_at: number | null
+}
+
+export interface LogTable {
+  /** Grows with every entry; the order in which entries came. */
+  seq: number
+  function: string
+  version: number
+  invocation_id: string | null
+  sandbox_id: string | null
+  source: string
+  message: string
+  time: number
+}
+
+export interface MigrationTable {
+  number: number
+  name: string
+  applied_at: number
+}
