@@ -28,7 +28,7 @@ export interface BuildContext {
 }
 
 /** Raised with every change here that changes what is in an image: caches then build anew. */
-const revision = 1
+const revision = 2
 const npmVersion = '11.19.1'
 const goVersion = '1.26.8'
 
@@ -195,15 +195,16 @@ async function giveToRoot(paths: string[], context: BuildContext): Promise<void>
   await runCommand('chown', ['--recursive', '--no-dereference', owner, ...paths], { timeoutMs: downloadTimeoutMs, signal: context.signal })
 }
 
-/** An interpreter that does not start makes a broken image: better to know now. */
+/** An interpreter that does not start makes a broken image: better to know now. As the user that functions run as. */
 async function checkProgram(rootfs: string, program: string, signal: AbortSignal | undefined): Promise<void> {
   const args = program.endsWith('/go') ? ['version'] : ['--version']
-  // Without /proc, go does not find its root by itself.
-  await runCommand('chroot', [rootfs, '/usr/bin/env', `GOROOT=${goRoot}`, program, ...args], { timeoutMs: 30_000, signal }).catch(
+  const user = shiftId(1000)
+  // Without /proc, go does not find its root by itself; without a home, nothing can write into the image.
+  const env = ['/usr/bin/env', '-i', `GOROOT=${goRoot}`, 'HOME=/nonexistent']
+  await runCommand('chroot', [`--userspec=+${user}:+${user}`, rootfs, ...env, program, ...args], { timeoutMs: 30_000, signal }).catch(
     (error: unknown) => {
-      throw new ThawError('image_unavailable', `The image was built, but ${program} does not start in it: ${(error as Error).message}`, {
-        cause: error,
-      })
+      const message = `The image was built, but ${program} does not start in it: ${(error as Error).message}`
+      throw new ThawError('image_unavailable', message, { cause: error })
     },
   )
 }
