@@ -8,6 +8,13 @@ const noSuchHost = new Set(['ENOTFOUND', 'ERR_INVALID_URL'])
 
 /** The failure of a fetch that got no answer. */
 export function connectionFailure(url: string, cause: unknown): Attempt {
+  if (isBadPort(cause)) {
+    const error = new ThawError('unreachable', `fetch refuses the port of ${url}.`, {
+      fix: 'Let the server listen on another port.',
+      cause,
+    })
+    return { error, sent: false, retryAfterMs: undefined, final: true }
+  }
   const code = systemCode(cause)
   if (code === undefined || !(neverSent.has(code) || noSuchHost.has(code))) {
     return { error: brokenConnection(url, cause), sent: true, retryAfterMs: undefined, final: false }
@@ -71,6 +78,11 @@ function retryAfter(header: string | null): number | undefined {
   if (Number.isFinite(seconds)) return Math.max(0, seconds * 1000)
   const time = Date.parse(header)
   return Number.isNaN(time) ? undefined : Math.max(0, time - Date.now())
+}
+
+/** Ports of mail, file transfer and the like are blocked by the fetch standard; it says so by this message alone. */
+function isBadPort(error: unknown): boolean {
+  return error instanceof Error && error.cause instanceof Error && error.cause.message === 'bad port'
 }
 
 /** The code of the operating system or of undici, which fetch hides in the cause of a TypeError. */

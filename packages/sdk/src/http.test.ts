@@ -59,8 +59,20 @@ test('an error code of a newer server becomes internal and keeps its name', asyn
 })
 
 test('where nothing listens, the error is unreachable and names the address', async () => {
-  const thaw = new Thaw({ url: '127.0.0.1:1' })
-  await expect(thaw.health()).rejects.toMatchObject({ code: 'unreachable', message: expect.stringContaining('http://127.0.0.1:1') })
+  const { thaw } = await serve()
+  await new Promise((resolve) => server?.close(resolve))
+  const withoutScheme = new Thaw({ url: thaw.url.replace('http://', '') })
+  await expect(withoutScheme.health()).rejects.toMatchObject({
+    code: 'unreachable',
+    message: expect.stringContaining(`${thaw.url} (ECONNREFUSED)`),
+  })
+})
+
+test('a port that fetch refuses is unreachable, and said to be so', async () => {
+  await expect(new Thaw({ url: '127.0.0.1:1' }).health()).rejects.toMatchObject({
+    code: 'unreachable',
+    message: expect.stringContaining('refuses'),
+  })
 })
 
 test('an answer that no thaw server gives is unreachable', async () => {

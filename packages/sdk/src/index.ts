@@ -1,8 +1,10 @@
 export {
   type BootMethod,
   type CodeFailure,
+  contracts,
   type DriverItem,
   type DriverKind,
+  driverKinds,
   type ErrorBody,
   type ErrorCode,
   errorTable,
@@ -11,7 +13,10 @@ export {
   type Info,
   type InvocationItem,
   type InvocationStatus,
+  isErrorCode,
   type LogEntry,
+  networkModes,
+  runtimes,
   ThawError,
   type VersionItem,
 } from '@thaw/protocol'

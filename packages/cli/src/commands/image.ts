@@ -1,0 +1,76 @@
+import type { ImageItem } from '@thaw/sdk'
+import { Argument, type Command } from 'commander'
+import { type Context, withServer } from '../context.ts'
+import { type Output, size, table } from '../output.ts'
+
+export function register(program: Command, output: Output): void {
+  const image = program.command('image').description('List, pull, build and remove images.')
+
+  image
+    .command('ls')
+    .description('List images.')
+    .addHelpText('after', '\nExamples:\n  thaw image ls')
+    .action((_options: object, command: Command) =>
+      withServer(command, output, async ({ thaw, signal }) => {
+        const items = await output.progress.during('listing images', () => thaw.images.list({ signal }).all())
+        output.result(items, () => imageTable(items))
+      }),
+    )
+
+  image
+    .command('pull')
+    .argument('<ref>', 'OCI reference')
+    .description('Pull an image from its registry.')
+    .addHelpText('after', '\nExamples:\n  thaw image pull registry.example/app:1.2')
+    .action((ref: string, _options: object, command: Command) => withServer(command, output, (context) => make(context, ref, 'pulling')))
+
+  image
+    .command('build')
+    .addArgument(new Argument('<runtime>', 'runtime image').choices(['python', 'node', 'go']))
+    .description('Build the image of a runtime ahead of its first use.')
+    .addHelpText('after', '\nExamples:\n  thaw image build python')
+    .action((ref: string, _options: object, command: Command) => withServer(command, output, (context) => make(context, ref, 'building')))
+
+  image
+    .command('rm')
+    .argument('<ref>', 'image')
+    .description('Remove an image from the disk of the server.')
+    .addHelpText('after', '\nExamples:\n  thaw image rm registry.example/app:1.2')
+    .action((ref: string, _options: object, command: Command) =>
+      withServer(command, output, async ({ thaw, signal }) => {
+        await output.progress.during(`removing ${ref}`, () => thaw.images.delete(ref, { signal }))
+        output.result({ removed: [ref] }, () => `removed ${ref}`)
+      }),
+    )
+
+  image
+    .command('prune')
+    .description('Remove the images that no function uses.')
+    .addHelpText('after', '\nExamples:\n  thaw image prune')
+    .action((_options: object, command: Command) =>
+      withServer(command, output, async ({ thaw, signal }) => {
+        const result = await output.progress.during('removing unused images', () => thaw.images.prune({ signal }))
+        output.result(result, () => [...result.removed.map((ref) => `removed ${ref}`), `${size(result.freed_bytes)} freed`].join('\n'))
+      }),
+    )
+}
+
+async function make({ output, thaw, signal }: Context, ref: string, verb: string): Promise<void> {
+  const onProgress = (line: string) => output.note(line)
+  const item = await output.progress.during(`${verb} ${ref}`, () => thaw.images.create(ref, { onProgress, signal }))
+  output.result(item, () => `${item.ref} is ${item.state}: ${item.digest ?? 'no digest'}, ${size(item.size_bytes)}`)
+}
+
+function imageTable(items: ImageItem[]): string {
+  return table(
+    ['IMAGE', 'KIND', 'STATE', 'SIZE', 'IN USE', 'DIGEST'],
+    items.map((item) => [
+      item.ref,
+      item.kind,
+      item.state,
+      size(item.size_bytes),
+      item.in_use ? 'yes' : 'no',
+      item.digest?.replace('sha256:', '').slice(0, 12) ?? '-',
+    ]),
+  )
+}
