@@ -50,8 +50,8 @@ export interface Driver {
   close(): Promise<void>
 }
 
-/** A TCP port inside the sandbox, or the Unix socket of the runtime. */
-export type Port = number | 'runtime'
+/** What can be dialled: the Unix socket on which the runtime listens. */
+export type Port = 'runtime'
 
 /** An image on disk: a folder tree, owned as the sandbox's users see it before any shift of ids. */
 export interface ImageSource {
@@ -61,6 +61,8 @@ export interface ImageSource {
   digest: string
   /** kind rootfs: the folder. Owned by the image store, which shifts ids at unpacking (see `idShift`). */
   path?: string
+  /** Host folders that are shown read-only on top of it (the `host` image). */
+  binds?: { source: string; target: string }[]
 }
 
 /** Opaque result of prepare, for create of the same driver. */
@@ -108,6 +110,8 @@ export interface SandboxStatus {
   state: 'running' | 'exited'
   pid: number | null
   memory_bytes: number | null
+  /** The kernel has killed a process of the sandbox because its memory limit was reached; others may still run. */
+  out_of_memory: boolean
 }
 
 export interface Exit {
@@ -125,3 +129,11 @@ export const insidePaths = {
   runtimeSocket: '/thaw/run/runtime.sock',
   codeDir: '/function',
 } as const
+
+/**
+ * Ids inside a sandbox with a user namespace are ids of the host plus this shift: root inside is an ordinary,
+ * otherwise unused user outside. Unpacked images and shared folders are owned accordingly. The range lies above what
+ * /etc/subuid hands out by default (100000 and up, 65536 each).
+ */
+export const idShift = 1_048_576
+export const idShiftRange = 65_536

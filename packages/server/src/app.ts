@@ -1,0 +1,216 @@
+import { chmodSync, cpSync, existsSync, mkdirSync, realpathSync, rmSync } from 'node:fs'
+import { dirname, join } from 'node:path'
+import { fileURLToPath } from 'node:url'
+import { type DriverItem, ThawError } from '@thaw/protocol'
+import { Bundles } from './bundles/bundles.ts'
+import type { Config } from './config/index.ts'
+import { Artifacts } from './control/artifacts.ts'
+import { BuildLogs } from './control/buildlog.ts'
+import { Builder } from './control/builds.ts'
+import { Drivers } from './control/drivers.ts'
+import { Functions } from './control/functions.ts'
+import { ImageCatalog } from './control/images.ts'
+import { Invocations } from './control/invocations.ts'
+import { Invoker } from './control/invoker.ts'
+import { LogBook } from './control/logbook.ts'
+import { Platform } from './control/platform.ts'
+import { Collector, destroyLeftovers } from './control/reconcile.ts'
+import { Scheduler } from './control/scheduler.ts'
+import { Starter } from './control/starter.ts'
+import { OciDriver } from './drivers/oci/index.ts'
+import { ProcessDriver } from './drivers/process/index.ts'
+import { startGateway } from './gateway/server.ts'
+import { Images } from './images/images.ts'
+import { openStore } from './store/sqlite/open.ts'
+import { createLogger } from './telemetry/log.ts'
+import { createMetrics } from './telemetry/metrics.ts'
+import { version } from './version.ts'
+
+export interface App {
+  url: string
+  /** Drains, stops, and leaves nothing behind. Idempotent. */
+  close(): Promise<void>
+}
+
+/** Wires all parts and starts them: the only place that knows every one. `onProgress` gets lines for people. */
+export async function startApp(config: Config, onProgress: (line: string) => void = () => {}): Promise<App> {
+  const log = createLogger({ level: config.log_level })
+  const dataDir = openDataDir(config.data_dir)
+  const metrics = createMetrics()
+  const closers: (() => Promise<unknown> | unknown)[] = []
+  const closeAll = async () => {
+    for (const close of closers.reverse().splice(0)) {
+      try {
+        await close()
+      } catch (error) {
+        log.error({ err: error }, 'a part did not close in order')
+      }
+    }
+  }
+  try {
+    const store = await openStore({ dataDir, log, onRecordsDropped: (rows) => metrics.recordsDropped(rows) })
+    closers.push(() => store.close())
+
+    const drivers = new Drivers(createDrivers(dataDir), config.driver)
+    for (const driver of drivers.all()) closers.push(() => driver.close())
+    await destroyLeftovers(drivers, log)
+    const chosen = await drivers.defaultKind()
+    log.info({ driver: chosen }, 'driver chosen')
+    if (chosen === 'process')
+      log.warn('the process driver isolates nothing: run only code that you trust (thaw doctor says what is missing for a stronger one)')
+
+    const { limits } = config
+    const images = await Images.open({ imagesDir: config.images_dir })
+    const bundles = await Bundles.open({
+      dataDir,
+      limits: {
+        maxPackedBytes: limits.max_archive_bytes,
+        maxUnpackedBytes: limits.max_unpacked_bytes,
+        maxEntries: limits.max_archive_entries,
+      },
+    })
+    const runtimesDir = stageRuntimes(dataDir)
+    const builder = new Builder({
+      dataDir,
+      runtimesDir,
+      timeoutMs: limits.build_timeout_ms,
+      env: config.builds.env,
+      caFile: config.builds.ca_file,
+    })
+    const artifacts = new Artifacts(dataDir, bundles, builder)
+    const logBook = new LogBook(store.records)
+    const starter = new Starter(
+      { runtimesDir, startTimeoutMs: limits.start_timeout_ms },
+      { drivers, images, artifacts, log: (of) => (line) => logBook.add(of, line) },
+    )
+    const scheduler = new Scheduler(
+      {
+        maxInstances: limits.max_instances,
+        memoryMib: limits.memory_mib,
+        queueLength: limits.queue_length,
+        queueTimeoutMs: limits.queue_timeout_ms,
+      },
+      (of, signal) => starter.start(of, signal),
+      { log, metrics },
+    )
+    closers.push(() => scheduler.close())
+    const invoker = new Invoker(
+      { maxPayloadBytes: limits.max_payload_bytes, maxLogBytes: limits.max_log_bytes_per_invocation },
+      { scheduler, records: store.records, logBook, metrics },
+    )
+    const functions = new Functions({
+      store,
+      bundles,
+      artifacts,
+      drivers,
+      starter,
+      scheduler,
+      invoker,
+      buildLogs: new BuildLogs(dataDir),
+      log,
+    })
+    closers.push(() => functions.close())
+    const catalog = new ImageCatalog(images, functions)
+    const platform = new Platform(drivers, {
+      version,
+      data_dir: dataDir,
+      limits: { max_payload_bytes: limits.max_payload_bytes, max_archive_bytes: limits.max_archive_bytes },
+    })
+    await functions.open()
+    const collector = new Collector({
+      functions,
+      artifacts,
+      images: catalog,
+      records: store.records,
+      retention: { invocationsMs: config.retention.invocations_ms, logsMs: config.retention.logs_ms, imagesMs: config.retention.images_ms },
+      log,
+    })
+    closers.push(() => collector.close())
+    void collector.run()
+
+    const gateway = await startGateway(
+      {
+        host: config.host,
+        port: config.port,
+        maxPayloadBytes: limits.max_payload_bytes,
+        maxArchiveBytes: limits.max_archive_bytes,
+        headerTimeoutMs: limits.header_timeout_ms,
+        requestTimeoutMs: limits.request_timeout_ms,
+        maxConnections: limits.max_connections,
+        imagesRetentionMs: config.retention.images_ms,
+      },
+      { functions, invocations: new Invocations(store.records, invoker, logBook), invoker, images: catalog, platform, metrics, log },
+    )
+    closers.push(() => gateway.close())
+    platform.ready = true
+    log.info({ url: gateway.url, data_dir: dataDir }, 'listening')
+    onProgress(`listening on ${gateway.url}`)
+
+    let closing: Promise<void> | undefined
+    return {
+      url: gateway.url,
+      close: () => {
+        closing ??= (async () => {
+          platform.ready = false
+          log.info('shutting down')
+          gateway.stopListening()
+          await invoker.drain(config.shutdown.drain_ms)
+          await closeAll()
+        })()
+        return closing
+      },
+    }
+  } catch (error) {
+    await closeAll()
+    throw error
+  }
+}
+
+/** The drivers of this machine, with what each finds here. Starts nothing that stays. */
+export async function probeDrivers(dataDir: string): Promise<DriverItem[]> {
+  return new Drivers(createDrivers(dataDir), 'auto').describe()
+}
+
+function createDrivers(dataDir: string) {
+  return [new OciDriver({ dataDir }), new ProcessDriver({ dataDir })]
+}
+
+/** Sandboxes walk through it to what is shown to them, but cannot list it; what is private in it has modes of its own. */
+function openDataDir(path: string): string {
+  try {
+    mkdirSync(path, { recursive: true, mode: 0o711 })
+    chmodSync(path, 0o711)
+    return realpathSync(path)
+  } catch (cause) {
+    throw new ThawError('config_invalid', `The data directory ${path} cannot be used: ${(cause as Error).message}`, {
+      fix: 'Choose a folder that this user may write to, with --data-dir.',
+      cause,
+    })
+  }
+}
+
+/**
+ * Copies the files of the runtimes into the data directory: sandboxes run as users who may not be able to walk to where
+ * thaw is installed.
+ */
+function stageRuntimes(dataDir: string): string {
+  const root = findUp('runtimes')
+  const target = join(dataDir, 'runtimes')
+  rmSync(target, { recursive: true, force: true })
+  mkdirSync(target, { mode: 0o755 })
+  for (const name of ['python', 'node', 'go']) cpSync(join(root, 'runtimes', name), join(target, name), { recursive: true })
+  mkdirSync(join(target, 'custom'), { mode: 0o755 })
+  const launcher = join(root, '.build', 'runtimes', 'custom', 'launcher')
+  if (existsSync(launcher)) cpSync(launcher, join(target, 'custom', 'launcher'))
+  return target
+}
+
+/** The nearest folder above this file that has a folder of this name. */
+function findUp(name: string): string {
+  let dir = dirname(fileURLToPath(import.meta.url))
+  while (!existsSync(join(dir, name, 'python'))) {
+    if (dirname(dir) === dir) throw new ThawError('internal', `The folder ${name} of the installation is missing.`)
+    dir = dirname(dir)
+  }
+  return dir
+}

@@ -1,0 +1,395 @@
+import { type FunctionConfig, type FunctionItem, newId, ThawError, toThawError, type VersionItem } from '@thaw/protocol'
+import type { FunctionRow, Store, VersionRow } from '../store/store.ts'
+import type { Logger } from '../telemetry/log.ts'
+import type { Artifacts } from './artifacts.ts'
+import type { BuildLogs } from './buildlog.ts'
+import type { Drivers } from './drivers.ts'
+import type { Invoker } from './invoker.ts'
+import { KeyedLock } from './keyed-lock.ts'
+import type { Bundles } from './ports.ts'
+import type { Scheduler } from './scheduler.ts'
+import type { Starter } from './starter.ts'
+import { toVersion, type Version } from './version.ts'
+
+/** Where the code of a deploy comes from, already decoded. */
+export type CodeInput = { inline: Buffer } | { archive: Buffer } | { image: string }
+
+export interface DeployInput {
+  config: FunctionConfig
+  code: CodeInput
+}
+
+interface Live {
+  row: FunctionRow
+  /** The version that serves. */
+  active: Version | null
+  /** Rows of the active version, or else of the newest one: what the function is shown as. */
+  shown: VersionRow
+}
+
+interface Parts {
+  store: Store
+  bundles: Bundles
+  artifacts: Artifacts
+  drivers: Drivers
+  starter: Starter
+  scheduler: Scheduler
+  invoker: Invoker
+  buildLogs: BuildLogs
+  log: Logger
+}
+
+/**
+ * Functions and their versions. A deploy commits the version as `building` before anything else happens, so that a
+ * server that dies meanwhile takes it up again; it becomes `ready`, and active, once its handler has been loaded
+ * in a real instance.
+ */
+export class Functions {
+  readonly #parts: Parts
+  readonly #live = new Map<string, Live>()
+  readonly #lock = new KeyedLock()
+  /** Keeping an archive and committing who refers to it is one step for the collector. */
+  readonly #codeLock = new KeyedLock()
+  readonly #stopping = new AbortController()
+  readonly #background = new Set<Promise<unknown>>()
+
+  constructor(parts: Parts) {
+    this.#parts = parts
+  }
+
+  /** Reads what the store knows and takes up builds that a crash interrupted. */
+  async open(): Promise<void> {
+    let after: string | undefined
+    do {
+      const rows = await this.#parts.store.functions.list({ after, limit: 500 })
+      for (const row of rows) await this.#load(row)
+      after = rows.length === 500 ? rows.at(-1)?.name : undefined
+    } while (after !== undefined)
+    for (const row of await this.#parts.store.functions.versionsInState('building')) {
+      const live = [...this.#live.values()].find((candidate) => candidate.row.id === row.function_id)
+      if (live !== undefined) this.#inBackground(this.#lock.run(live.row.name, () => this.#make(live.row, row)))
+    }
+    for (const live of this.#live.values()) if (live.active !== null) this.#parts.scheduler.activate(live.active)
+  }
+
+  async close(): Promise<void> {
+    this.#stopping.abort(new ThawError('shutting_down'))
+    await Promise.allSettled([...this.#background])
+  }
+
+  /** The version that serves. Throws `function_not_found` or `function_not_ready`. */
+  active(name: string): Version {
+    const live = this.#find(name)
+    if (live.active === null) {
+      const why = live.shown.error === null ? `Version ${live.shown.version} is ${live.shown.state}.` : live.shown.error.message
+      throw new ThawError('function_not_ready', `${name} has no version that is ready. ${why}`)
+    }
+    return live.active
+  }
+
+  get(name: string): FunctionItem {
+    return this.#item(this.#find(name))
+  }
+
+  list(page: { after?: string | undefined; limit: number }): { items: FunctionItem[]; next: string | null } {
+    const names = [...this.#live.keys()].sort().filter((name) => page.after === undefined || name > page.after)
+    const items = names.slice(0, page.limit).map((name) => this.#item(this.#find(name)))
+    return { items, next: names.length > page.limit ? (items.at(-1)?.name ?? null) : null }
+  }
+
+  async versions(name: string): Promise<VersionItem[]> {
+    const live = this.#find(name)
+    return (await this.#parts.store.functions.versions(live.row.id)).map((row) => versionItem(name, row))
+  }
+
+  async version(name: string, number: number): Promise<VersionItem & { id: string }> {
+    return versionItem(name, await this.#versionRow(name, number))
+  }
+
+  /** Makes a function. With `wait`, nothing of it is left when its first version fails. */
+  create(name: string, input: DeployInput, wait: boolean): Promise<FunctionItem> {
+    return this.#lock.run(name, async () => {
+      if (this.#live.has(name)) throw new ThawError('function_exists', `A function named ${name} exists already.`)
+      const now = Date.now()
+      const row: FunctionRow = { id: newId('fn'), name, active_version_id: null, next_version: 1, created_at: now, updated_at: now }
+      const version = await this.#commit(input, row.id, () => this.#parts.store.functions.create(row))
+      this.#live.set(name, { row, active: null, shown: version })
+      return this.#finishDeploy(row, version, wait, () => this.#remove(name))
+    })
+  }
+
+  /** Makes a new version. The old one serves until the new one is ready; with `wait`, a failed one is removed. */
+  update(name: string, input: DeployInput, wait: boolean): Promise<FunctionItem> {
+    return this.#lock.run(name, async () => {
+      const { row } = this.#find(name)
+      const version = await this.#commit(input, row.id, async () => undefined)
+      await this.#load(row)
+      return this.#finishDeploy(row, version, wait, async () => {
+        await this.#removeVersion(version)
+        await this.#load(row)
+      })
+    })
+  }
+
+  /** Makes an earlier version the active one. */
+  rollback(name: string, number: number | undefined): Promise<FunctionItem> {
+    return this.#lock.run(name, async () => {
+      const { row, active } = this.#find(name)
+      const versions = await this.#parts.store.functions.versions(row.id)
+      const target =
+        number === undefined
+          ? versions.find((candidate) => candidate.state === 'ready' && (active === null || candidate.version < active.number))
+          : versions.find((candidate) => candidate.version === number)
+      if (target === undefined)
+        throw new ThawError('version_not_found', number === undefined ? 'There is no earlier version that is ready.' : undefined)
+      if (target.state !== 'ready') throw new ThawError('function_not_ready', `Version ${target.version} of ${name} is ${target.state}.`)
+      await this.#activate(row, target)
+      return this.get(name)
+    })
+  }
+
+  delete(name: string): Promise<void> {
+    return this.#lock.run(name, async () => {
+      this.#find(name)
+      await this.#remove(name)
+    })
+  }
+
+  /** Everything that versions refer to: what the collector must keep. */
+  async references(): Promise<{ versionIds: Set<string>; imageDigests: Set<string> }> {
+    const versions = (await Promise.all([...this.#live.values()].map((live) => this.#parts.store.functions.versions(live.row.id)))).flat()
+    return {
+      versionIds: new Set(versions.map((row) => row.id)),
+      imageDigests: new Set(versions.map((row) => row.image_digest).filter((digest) => digest !== null)),
+    }
+  }
+
+  /** The build log of a version, and the running build to follow, if there is one. */
+  async buildLog(name: string, number: number): Promise<{ text: string; running: ReturnType<BuildLogs['running']> }> {
+    const row = await this.#versionRow(name, number)
+    return { text: this.#parts.buildLogs.read(row.id), running: this.#parts.buildLogs.running(row.id) }
+  }
+
+  async #versionRow(name: string, number: number): Promise<VersionRow> {
+    const row = await this.#parts.store.functions.versionByNumber(this.#find(name).row.id, number)
+    if (row === null) throw new ThawError('version_not_found', `${name} has no version ${number}.`)
+    return row
+  }
+
+  #find(name: string): Live {
+    const live = this.#live.get(name)
+    if (live === undefined) throw new ThawError('function_not_found', `There is no function named ${name}.`)
+    return live
+  }
+
+  /** Checks what can be checked without running anything, keeps the code, and commits the version. */
+  async #commit(input: DeployInput, functionId: string, createFunction: () => Promise<void>): Promise<VersionRow> {
+    const config = await this.#resolve(input)
+    const { code } = input
+    return this.#codeLock.run('code', async () => {
+      const codeDigest = await this.#keep(code, config)
+      await createFunction()
+      return this.#parts.store.functions.addVersion({
+        id: newId('ver'),
+        function_id: functionId,
+        state: 'building',
+        error: null,
+        config,
+        code_digest: codeDigest,
+        image_digest: null,
+        created_at: Date.now(),
+      })
+    })
+  }
+
+  async #keep(code: CodeInput, config: FunctionConfig): Promise<string | null> {
+    if ('image' in code) return null
+    const { bundles } = this.#parts
+    return ('inline' in code ? await bundles.addInline(code.inline, config.runtime) : await bundles.addArchive(code.archive)).digest
+  }
+
+  /** Removes the archives that no version refers to any more. */
+  collectCode(): Promise<void> {
+    return this.#codeLock.run('code', async () => {
+      await this.#parts.bundles.removeBlobsExcept(await this.#parts.store.functions.codeDigests(), { olderThanMs: 0 })
+    })
+  }
+
+  async #resolve({ config, code }: DeployInput): Promise<FunctionConfig> {
+    if (config.snapshot) {
+      throw new ThawError('invalid_request', 'This server cannot start functions from snapshots.', { fix: 'Leave snapshot out.' })
+    }
+    const driver = config.driver ?? (await this.#parts.drivers.defaultKind())
+    await this.#parts.drivers.usable(driver)
+    if (config.command !== undefined && config.contract !== 'stdio') {
+      throw new ThawError('invalid_request', 'command belongs to the stdio contract.', {
+        fix: 'Set contract to "stdio", or give handler instead.',
+      })
+    }
+    if (config.runtime === 'custom' && config.contract === 'handler') {
+      throw new ThawError('invalid_request', 'The custom runtime serves the stdio contract.', { fix: 'Set contract to "stdio".' })
+    }
+    if ('image' in code && config.command === undefined) {
+      throw new ThawError('invalid_request', 'Code that comes with its image needs a command.', {
+        fix: 'Give command: the program and its arguments.',
+      })
+    }
+    const image = 'image' in code ? code.image : (config.image ?? defaultImage(config, driver))
+    return { ...config, driver, image, handler: config.handler ?? defaultHandler(config) }
+  }
+
+  async #finishDeploy(row: FunctionRow, version: VersionRow, wait: boolean, undo: () => Promise<void>): Promise<FunctionItem> {
+    if (!wait) {
+      // The lock is taken anew: the caller's ends with the answer.
+      this.#inBackground(this.#lock.run(row.name, () => this.#make(row, version)))
+      return this.get(row.name)
+    }
+    const error = await this.#make(row, version)
+    if (error !== null) {
+      await undo()
+      throw error
+    }
+    return this.get(row.name)
+  }
+
+  /** Image, code, dependencies, a trial load; then active. Resolves with what went wrong, which is recorded then. */
+  async #make(row: FunctionRow, versionRow: VersionRow): Promise<ThawError | null> {
+    // It may have been deleted while it waited for its turn.
+    if (this.#live.get(row.name)?.row.id !== row.id) return new ThawError('function_not_found')
+    const version = toVersion(row.name, versionRow)
+    const log = this.#parts.buildLogs.open(version.id)
+    const signal = this.#stopping.signal
+    try {
+      const { driver, image } = await this.#parts.starter.prepare(version, signal, (line) => log.line(line))
+      await this.#parts.artifacts.make(version, driver, image, log, signal)
+      await this.#parts.store.functions.updateVersion(version.id, { image_digest: image.digest })
+      version.imageDigest = image.digest
+      log.line('loading the handler')
+      const instance = await this.#parts.starter.start(version, signal)
+      log.line(`loaded in ${Math.round(instance.times.init_ms)} ms`)
+      await instance.destroy()
+      await this.#activate(row, { ...versionRow, image_digest: image.digest })
+      return null
+    } catch (caught) {
+      const error = toThawError(caught)
+      // A server that stops does not fail the version: the next start takes it up.
+      if (signal.aborted) return error
+      log.line(`failed: ${error.message}`)
+      this.#parts.log.info({ err: error, function: row.name, version: version.number }, 'version failed')
+      await this.#parts.store.functions.updateVersion(version.id, {
+        state: 'failed',
+        error: { code: error.code, message: error.message, ...(error.details === undefined ? {} : { details: error.details }) },
+      })
+      await this.#load(row)
+      return error
+    } finally {
+      this.#parts.buildLogs.close(version.id)
+    }
+  }
+
+  async #activate(row: FunctionRow, versionRow: VersionRow): Promise<void> {
+    const before = this.#live.get(row.name)?.active
+    await this.#parts.store.functions.activate(row.id, versionRow.id, Date.now())
+    await this.#load({ ...row, active_version_id: versionRow.id })
+    const version = this.active(row.name)
+    this.#parts.scheduler.activate(version)
+    if (before !== null && before !== undefined && before.id !== version.id) this.#parts.scheduler.retire(before.id)
+  }
+
+  /** Brings what is held in memory up to what the store says. */
+  async #load(stale: FunctionRow): Promise<void> {
+    const row = (await this.#parts.store.functions.get(stale.name)) ?? stale
+    const versions = await this.#parts.store.functions.versions(row.id)
+    const activeRow = versions.find((candidate) => candidate.id === row.active_version_id)
+    const shown = activeRow ?? versions[0]
+    if (shown === undefined) {
+      // A crash between the row of a function and that of its first version: nobody was told of it.
+      await this.#parts.store.functions.delete(row.id)
+      this.#live.delete(row.name)
+      return
+    }
+    const known = this.#live.get(row.name)?.active
+    const active = activeRow === undefined ? null : known?.id === activeRow.id ? known : toVersion(row.name, activeRow)
+    this.#live.set(row.name, { row, active, shown })
+  }
+
+  async #remove(name: string): Promise<void> {
+    const { row } = this.#find(name)
+    const versions = await this.#parts.store.functions.versions(row.id)
+    await this.#parts.store.functions.delete(row.id)
+    this.#live.delete(name)
+    this.#parts.invoker.cancelAllOf(name, new ThawError('cancelled', `${name} was deleted.`))
+    await Promise.all(versions.map((version) => this.#removeTraces(version)))
+    await this.#parts.store.records.deleteOfFunction(name)
+    await this.collectCode()
+  }
+
+  async #removeVersion(version: VersionRow): Promise<void> {
+    await this.#parts.store.functions.deleteVersion(version.id)
+    await this.#removeTraces(version)
+    await this.collectCode()
+  }
+
+  async #removeTraces(version: VersionRow): Promise<void> {
+    await this.#parts.scheduler.remove(version.id)
+    this.#parts.artifacts.remove(version.id)
+    this.#parts.buildLogs.remove(version.id)
+  }
+
+  #inBackground(work: Promise<unknown>): void {
+    const task: Promise<unknown> = work
+      .catch((error) => this.#parts.log.error({ err: error }, 'deploy failed'))
+      .finally(() => this.#background.delete(task))
+    this.#background.add(task)
+  }
+
+  #item(live: Live): FunctionItem {
+    const { function: _function, id: versionId, ...version } = versionItem(live.row.name, live.shown)
+    return {
+      ...version,
+      id: live.row.id,
+      name: live.row.name,
+      version_id: versionId,
+      instances: this.#parts.scheduler.counts(live.shown.id),
+      created_at: new Date(live.row.created_at).toISOString(),
+      updated_at: new Date(live.row.updated_at).toISOString(),
+    }
+  }
+}
+
+function defaultHandler(config: FunctionConfig): string {
+  if (config.contract === 'handler') return 'main.handler'
+  return { python: 'main.py', node: 'main.mjs', go: 'main.go', custom: './bootstrap' }[config.runtime]
+}
+
+function defaultImage(config: FunctionConfig, driver: string): string {
+  return driver === 'process' || config.runtime === 'custom' ? 'host' : config.runtime
+}
+
+function versionItem(functionName: string, row: VersionRow): VersionItem {
+  const { config } = row
+  const { handler, image, driver } = toVersion(functionName, row).config
+  return {
+    id: row.id,
+    function: functionName,
+    version: row.version,
+    state: row.state,
+    error: row.error === null ? null : { code: row.error.code, message: row.error.message },
+    runtime: config.runtime,
+    contract: config.contract,
+    handler,
+    command: config.command ?? null,
+    image,
+    image_digest: row.image_digest,
+    code_digest: row.code_digest,
+    driver,
+    env: Object.keys(config.env),
+    resources: config.resources,
+    timeout_ms: config.timeout_ms,
+    network: config.network,
+    scaling: config.scaling,
+    retry: config.retry,
+    snapshot: config.snapshot,
+    created_at: new Date(row.created_at).toISOString(),
+  }
+}

@@ -1,0 +1,30 @@
+import type { Runtime } from '@thaw/protocol'
+import type { ImageSource } from '../drivers/driver.ts'
+
+/** What control needs of the image store (images/). */
+export interface Images {
+  /** Makes the image available on disk; quick when it is. `image_unresolvable`, `image_unavailable`, `image_digest_mismatch`. */
+  ensure(ref: string, options: { signal?: AbortSignal; onProgress?: (line: string) => void }): Promise<ReadyImage>
+  /** The image of a digest, if it is on disk. Asks no registry. */
+  find(digest: string): Promise<ReadyImage | null>
+}
+
+export interface ReadyImage {
+  kind: 'host' | 'runtime' | 'oci'
+  digest: string
+  source: ImageSource
+  /** What the image itself says about how it wants to be started (OCI images). */
+  config?: { env?: Record<string, string>; workdir?: string | null } | undefined
+}
+
+/** What control needs of the store of code (bundles/). */
+export interface Bundles {
+  /** Keeps one source file under the name that its runtime expects. */
+  addInline(source: Uint8Array, runtime: Runtime): Promise<{ digest: string }>
+  /** Validates and keeps an archive. `archive_invalid`, `archive_unsafe`, `archive_too_large`. */
+  addArchive(archive: Buffer): Promise<{ digest: string }>
+  /** Unpacks into a folder that does not exist yet; nothing is left when it rejects. */
+  unpack(digest: string, target: string): Promise<void>
+  /** Removes every bundle that is not named and older than that. */
+  removeBlobsExcept(digests: Iterable<string>, options: { olderThanMs: number }): Promise<unknown>
+}

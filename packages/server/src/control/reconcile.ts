@@ -1,0 +1,80 @@
+import type { RecordStore } from '../store/store.ts'
+import type { Logger } from '../telemetry/log.ts'
+import type { Artifacts } from './artifacts.ts'
+import type { Drivers } from './drivers.ts'
+import type { Functions } from './functions.ts'
+import type { ImageCatalog } from './images.ts'
+
+export interface Retention {
+  invocationsMs: number
+  logsMs: number
+  imagesMs: number
+}
+
+/**
+ * Destroys every sandbox that an earlier server left. Instances of functions are never taken over: their calls
+ * failed with the server that made them, and a fresh one starts in milliseconds.
+ */
+export async function destroyLeftovers(drivers: Drivers, log: Logger): Promise<number> {
+  let destroyed = 0
+  for (const driver of drivers.all()) {
+    for (const id of await driver.list()) {
+      try {
+        await driver.destroy(id)
+        destroyed++
+      } catch (error) {
+        log.error({ err: error, driver: driver.kind, sandbox: id }, 'a sandbox of an earlier server could not be destroyed')
+      }
+    }
+  }
+  if (destroyed > 0) log.info({ destroyed }, 'destroyed what an earlier server left')
+  return destroyed
+}
+
+const everyMs = 60 * 60 * 1000
+
+/** Removes what is too old or belongs to nothing: once at the start, then every hour. */
+export class Collector {
+  readonly #parts: {
+    functions: Functions
+    artifacts: Artifacts
+    images: ImageCatalog
+    records: RecordStore
+    retention: Retention
+    log: Logger
+  }
+  readonly #timer: NodeJS.Timeout
+  #running: Promise<void> = Promise.resolve()
+
+  constructor(parts: {
+    functions: Functions
+    artifacts: Artifacts
+    images: ImageCatalog
+    records: RecordStore
+    retention: Retention
+    log: Logger
+  }) {
+    this.#parts = parts
+    this.#timer = setInterval(() => void this.run(), everyMs)
+    this.#timer.unref()
+  }
+
+  run(): Promise<void> {
+    this.#running = this.#running.then(() => this.#collect()).catch((error) => this.#parts.log.warn({ err: error }, 'collecting failed'))
+    return this.#running
+  }
+
+  async close(): Promise<void> {
+    clearInterval(this.#timer)
+    await this.#running
+  }
+
+  async #collect(): Promise<void> {
+    const { functions, artifacts, images, records, retention } = this.#parts
+    const now = Date.now()
+    artifacts.collect((await functions.references()).versionIds, now - retention.imagesMs)
+    await functions.collectCode()
+    await records.prune({ invocations: now - retention.invocationsMs, logs: now - retention.logsMs })
+    await images.prune(retention.imagesMs)
+  }
+}

@@ -1,0 +1,147 @@
+import type { Logger } from '../telemetry/log.ts'
+import type { Metrics } from '../telemetry/metrics.ts'
+import { Budget } from './budget.ts'
+import { type GroupOptions, InstanceGroup, type Lease } from './group.ts'
+import type { Instance } from './instance.ts'
+import type { Version } from './version.ts'
+
+export interface SchedulerOptions extends GroupOptions {
+  maxInstances: number
+  memoryMib: number
+}
+
+const sweepMs = 500
+
+/** All instance groups of this host: who may start what, and what goes when it is idle. */
+export class Scheduler {
+  readonly #options: SchedulerOptions
+  readonly #budget: Budget
+  readonly #start: (version: Version, signal: AbortSignal) => Promise<Instance>
+  readonly #groups = new Map<string, InstanceGroup>()
+  /** Groups of versions that serve no longer, until their last call is done. */
+  readonly #retiring = new Set<InstanceGroup>()
+  /** Groups that found the host full, in the order in which they came. */
+  readonly #hungry = new Set<InstanceGroup>()
+  readonly #log: Logger
+  readonly #sweeper: NodeJS.Timeout
+  #sweeping = false
+
+  constructor(
+    options: SchedulerOptions,
+    start: (version: Version, signal: AbortSignal) => Promise<Instance>,
+    telemetry: { log: Logger; metrics: Metrics },
+  ) {
+    this.#options = options
+    this.#budget = new Budget(options)
+    this.#start = start
+    this.#log = telemetry.log
+    this.#sweeper = setInterval(() => void this.#sweep(), sweepMs)
+    this.#sweeper.unref()
+    telemetry.metrics.observeInstances(() => this.#totals())
+  }
+
+  /** An instance of the version with a free place now, or null. */
+  take(version: Version): Lease | null {
+    return this.#groups.get(version.id)?.take() ?? null
+  }
+
+  wait(version: Version, signal: AbortSignal): Promise<Lease> {
+    return this.#group(version).wait(signal)
+  }
+
+  release(lease: Lease, reusable: boolean): void {
+    lease.group.release(lease.instance, reusable)
+  }
+
+  counts(versionId: string): { starting: number; idle: number; busy: number } {
+    return this.#groups.get(versionId)?.counts ?? { starting: 0, idle: 0, busy: 0 }
+  }
+
+  /** The version serves from now on: its `min_instances` are started. */
+  activate(version: Version): void {
+    if (version.config.scaling.min_instances > 0) this.#group(version).pump()
+  }
+
+  /** The version serves no new calls; its running ones end in peace. */
+  retire(versionId: string): void {
+    const group = this.#groups.get(versionId)
+    if (group === undefined) return
+    this.#groups.delete(versionId)
+    this.#hungry.delete(group)
+    this.#retiring.add(group)
+    group.drain()
+  }
+
+  /** Ends all instances of a version now. */
+  async remove(versionId: string): Promise<void> {
+    this.retire(versionId)
+    const groups = [...this.#retiring].filter((group) => group.version.id === versionId)
+    await Promise.all(groups.map((group) => group.close()))
+    for (const group of groups) this.#retiring.delete(group)
+  }
+
+  async close(): Promise<void> {
+    clearInterval(this.#sweeper)
+    await Promise.allSettled([...this.#groups.values(), ...this.#retiring].map((group) => group.close()))
+    this.#groups.clear()
+    this.#retiring.clear()
+  }
+
+  #group(version: Version): InstanceGroup {
+    const known = this.#groups.get(version.id)
+    if (known !== undefined) return known
+    const group = new InstanceGroup(version, this.#options, {
+      budget: this.#budget,
+      start: this.#start,
+      makeRoom: (hungry) => this.#makeRoom(hungry),
+      freed: () => this.#feedHungry(),
+      onStartFailed: (failed, error) =>
+        this.#log.warn({ err: error, function: failed.functionName, version: failed.number }, 'instance failed'),
+    })
+    this.#groups.set(version.id, group)
+    return group
+  }
+
+  /** The instance that has been idle for longest, of whichever function, goes. */
+  #makeRoom(hungry: InstanceGroup): void {
+    this.#hungry.add(hungry)
+    let victim: { group: InstanceGroup; since: number } | undefined
+    for (const group of this.#groups.values()) {
+      const since = group === hungry ? null : group.oldestIdle
+      if (since !== null && (victim === undefined || since < victim.since)) victim = { group, since }
+    }
+    victim?.group.evictOldestIdle()
+  }
+
+  #feedHungry(): void {
+    const groups = [...this.#hungry]
+    this.#hungry.clear()
+    for (const group of groups) group.pump()
+  }
+
+  async #sweep(): Promise<void> {
+    if (this.#sweeping) return
+    this.#sweeping = true
+    const now = performance.now()
+    for (const [id, group] of this.#groups) {
+      group.reapIdle(now)
+      await group.reapOutOfMemory()
+      if (group.empty && group.version.config.scaling.min_instances === 0) this.#groups.delete(id)
+    }
+    for (const group of this.#retiring) if (group.empty) this.#retiring.delete(group)
+    // An idle instance may have become old enough to give way.
+    for (const group of [...this.#hungry]) if (group.waiting > 0) this.#makeRoom(group)
+    this.#sweeping = false
+  }
+
+  #totals(): { starting: number; idle: number; busy: number } {
+    const totals = { starting: 0, idle: 0, busy: 0 }
+    for (const group of [...this.#groups.values(), ...this.#retiring]) {
+      const counts = group.counts
+      totals.starting += counts.starting
+      totals.idle += counts.idle
+      totals.busy += counts.busy
+    }
+    return totals
+  }
+}

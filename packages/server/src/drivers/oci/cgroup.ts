@@ -1,0 +1,106 @@
+import { existsSync, readdirSync, readFileSync, rmdirSync } from 'node:fs'
+import { join } from 'node:path'
+
+/**
+ * Control groups of this host. On a v2 host there is one tree; on a v1 or hybrid host every controller has a tree of
+ * its own below the root, and a group is a folder in each of them.
+ */
+export interface Cgroups {
+  readonly version: 1 | 2
+  /** Bytes that the group holds now, or null when it is gone. */
+  memoryBytes(path: string): number | null
+  /** How often the kernel killed a process of the group for want of memory. */
+  oomKills(path: string): number
+  /** Process ids in the group. */
+  processes(path: string): number[]
+  /** Names of the groups right below `path`. */
+  children(path: string): string[]
+  /** Removes the group, which must have no processes, and what is below it. */
+  remove(path: string): void
+  /** Whether memory and swap can be limited together. */
+  readonly swapLimit: boolean
+  /** Controllers that containers need and that this host does not offer. */
+  readonly missing: string[]
+}
+
+const needed = ['memory', 'pids', 'cpu']
+
+function readNumbers(path: string): number[] {
+  try {
+    return readFileSync(path, 'latin1').split('\n').filter(Boolean).map(Number)
+  } catch {
+    return []
+  }
+}
+
+function readNumber(path: string): number | null {
+  return readNumbers(path)[0] ?? null
+}
+
+/** The value of `key` in a flat keyed file such as memory.events, 0 without it. */
+function readKey(path: string, key: string): number {
+  try {
+    const line = readFileSync(path, 'latin1')
+      .split('\n')
+      .find((text) => text.startsWith(`${key} `))
+    return line === undefined ? 0 : Number(line.slice(key.length + 1))
+  } catch {
+    return 0
+  }
+}
+
+function subfolders(path: string): string[] {
+  try {
+    return readdirSync(path, { withFileTypes: true })
+      .filter((entry) => entry.isDirectory())
+      .map((entry) => entry.name)
+  } catch {
+    return []
+  }
+}
+
+/** Groups go away from the leaves; one that is gone already is what we want. */
+function removeTree(path: string): void {
+  for (const child of subfolders(path)) removeTree(join(path, child))
+  try {
+    rmdirSync(path)
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code !== 'ENOENT') throw error
+  }
+}
+
+/** `root` is where cgroups are mounted; another one than the default is for tests. */
+export function openCgroups(root = '/sys/fs/cgroup'): Cgroups {
+  return existsSync(join(root, 'cgroup.controllers')) ? v2(root) : v1(root)
+}
+
+function v2(root: string): Cgroups {
+  const controllers = readFileSync(join(root, 'cgroup.controllers'), 'latin1').trim().split(/\s+/)
+  return {
+    version: 2,
+    memoryBytes: (path) => readNumber(join(root, path, 'memory.current')),
+    oomKills: (path) => readKey(join(root, path, 'memory.events'), 'oom_kill'),
+    processes: (path) => readNumbers(join(root, path, 'cgroup.procs')),
+    children: (path) => subfolders(join(root, path)),
+    remove: (path) => removeTree(join(root, path)),
+    swapLimit: true,
+    missing: needed.filter((name) => !controllers.includes(name)),
+  }
+}
+
+function v1(root: string): Cgroups {
+  const trees = subfolders(root)
+  const memory = join(root, 'memory')
+  return {
+    version: 1,
+    memoryBytes: (path) => readNumber(join(memory, path, 'memory.usage_in_bytes')),
+    oomKills: (path) => readKey(join(memory, path, 'memory.oom_control'), 'oom_kill'),
+    processes: (path) => readNumbers(join(memory, path, 'cgroup.procs')),
+    children: (path) => [...new Set(trees.flatMap((tree) => subfolders(join(root, tree, path))))],
+    remove: (path) => {
+      for (const tree of trees) removeTree(join(root, tree, path))
+    },
+    swapLimit: existsSync(join(memory, 'memory.memsw.limit_in_bytes')),
+    missing: needed.filter((name) => !trees.includes(name)),
+  }
+}

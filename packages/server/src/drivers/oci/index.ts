@@ -1,0 +1,328 @@
+import { spawn } from 'node:child_process'
+import { createHash } from 'node:crypto'
+import { chownSync, existsSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { join } from 'node:path'
+import type { Duplex } from 'node:stream'
+import { type Probe, ThawError } from '@thaw/protocol'
+import { runCommand } from '../command.ts'
+import type { CreateSpec, Driver, Exit, Handle, ImageSource, Port, Prepared, SandboxStatus } from '../driver.ts'
+import { idShift } from '../driver.ts'
+import { findProcesses, identify, isAlive, type ProcessIdentity, signalProcess, waitUntil } from '../processes.ts'
+import { connectUnixSocket, waitForName } from '../socket.ts'
+import { type Cgroups, openCgroups } from './cgroup.ts'
+import { ociConfig } from './config.ts'
+import { EgressNetwork } from './network.ts'
+import { hardNofileLimit, probeOci } from './probe.ts'
+
+export interface OciOptions {
+  /** Everything of this driver lies below it. */
+  dataDir: string
+  /** The OCI runtime; `runc` by default. */
+  engine?: string
+}
+
+/** What this process knows of a sandbox that it started itself. */
+interface Running {
+  exit: Promise<Exit>
+  process: ProcessIdentity | null
+}
+
+/**
+ * Containers of an OCI runtime (runc), without an engine above it. Root inside is an ordinary user of the host (user
+ * namespace), see SAFETY for the rest. The root file system of an image is shared read-only between its sandboxes, or
+ * the lower layer of an overlay where the sandbox may write.
+ *
+ * On disk, per sandbox, in `<dataDir>/oci/sandboxes/<id>/`: config.json, pid, run/ (the socket), and for writable roots upper/
+ * work/ rootfs/ (the mounted overlay). State of the runtime: `<dataDir>/oci/state`. Groups: /thaw/<tag>/<id>.
+ */
+export class OciDriver implements Driver {
+  readonly kind = 'oci'
+  readonly abilities = { isolation: 'container', pause: false, snapshot: 'none' } as const
+  readonly #engine: string
+  readonly #sandboxesDir: string
+  readonly #stateDir: string
+  readonly #cgroupBase: string
+  readonly #cgroups: Cgroups
+  readonly #network: EgressNetwork
+  readonly #maxNofile = hardNofileLimit()
+  readonly #running = new Map<string, Running>()
+  readonly #destroying = new Map<string, Promise<void>>()
+  #probe: Promise<Probe> | undefined
+
+  constructor(options: OciOptions) {
+    this.#engine = options.engine ?? 'runc'
+    this.#sandboxesDir = join(options.dataDir, 'oci', 'sandboxes')
+    this.#stateDir = join(options.dataDir, 'oci', 'state')
+    this.#cgroupBase = `/thaw/${createHash('sha256').update(options.dataDir).digest('hex').slice(0, 12)}`
+    this.#cgroups = openCgroups()
+    this.#network = new EgressNetwork(options.dataDir)
+  }
+
+  probe(): Promise<Probe> {
+    this.#probe ??= probeOci(this.#engine, this.#cgroups)
+    return this.#probe
+  }
+
+  async prepare(image: ImageSource): Promise<Prepared> {
+    if (image.path === undefined || !existsSync(image.path))
+      throw new ThawError('image_unavailable', 'The files of the image are not on this machine.')
+    return { image }
+  }
+
+  async create(spec: CreateSpec, signal?: AbortSignal): Promise<Handle> {
+    const started = performance.now()
+    const timeout = AbortSignal.timeout(spec.start_timeout_ms)
+    const stop = signal === undefined ? timeout : AbortSignal.any([signal, timeout])
+    try {
+      await this.#start(spec, stop)
+    } catch (error) {
+      await this.destroy(spec.id)
+      if (timeout.aborted && !signal?.aborted) {
+        throw new ThawError('driver_failed', `The sandbox was not ready within ${spec.start_timeout_ms} ms.`, { cause: error })
+      }
+      throw error
+    }
+    return { id: spec.id, boot_ms: performance.now() - started }
+  }
+
+  async #start(spec: CreateSpec, signal: AbortSignal): Promise<void> {
+    const dir = this.#dir(spec.id)
+    const runDir = join(dir, 'run')
+    mkdirSync(dir, { recursive: true, mode: 0o711 })
+    mkdirSync(runDir, { mode: 0o700 })
+    const owner = idShift + (spec.user === 'root' ? 0 : 1000)
+    chownSync(runDir, owner, owner)
+    const rootfs = spec.root === 'writable' ? await this.#mountOverlay(dir, spec.image.image) : (spec.image.image.path as string)
+    const mounts = [...spec.mounts]
+    let netns: string | undefined
+    if (spec.network === 'egress') {
+      netns = (await this.#network.create(spec.id)).path
+      writeFileSync(join(dir, 'resolv.conf'), this.#network.resolvConf, { mode: 0o644 })
+      mounts.push({ source: join(dir, 'resolv.conf'), target: '/etc/resolv.conf', readonly: true })
+    }
+    const config = ociConfig({
+      spec: { ...spec, mounts },
+      rootfs,
+      runDir,
+      netns,
+      cgroupsPath: this.#cgroup(spec.id),
+      swapLimit: this.#cgroups.swapLimit,
+      maxNofile: this.#maxNofile,
+    })
+    writeFileSync(join(dir, 'config.json'), JSON.stringify(config), { mode: 0o600 })
+    signal.throwIfAborted()
+
+    const failed = new AbortController()
+    const ready =
+      spec.ready === 'runtime' ? waitForName(join(runDir, 'runtime.sock'), AbortSignal.any([signal, failed.signal])) : Promise.resolve()
+    ready.catch(() => undefined)
+    const running = await this.#runEngine(spec, dir)
+    this.#running.set(spec.id, running)
+    // A first process that ends before it is ready will never be.
+    void running.exit.then((exit) =>
+      failed.abort(new ThawError('driver_failed', 'The first process of the sandbox ended before it was ready.', { details: { exit } })),
+    )
+    await ready
+  }
+
+  /**
+   * A sandbox with a runtime is started detached: the engine goes away and costs nothing while the sandbox lives. Where the
+   * exit code of argv is what matters, the engine stays as its parent and hands the code on.
+   */
+  #runEngine(spec: CreateSpec, dir: string): Promise<Running> {
+    const detach = spec.ready === 'runtime'
+    const pidFile = join(dir, 'pid')
+    const args = ['--root', this.#stateDir, '--log', join(dir, 'engine.log'), 'run', '--pid-file', pidFile, '--bundle', dir, spec.id]
+    const child = spawn(this.#engine, detach ? [...args, '--detach'] : args, { stdio: ['ignore', 'pipe', 'pipe'] })
+    let lastError = ''
+    child.stdout.on('data', (bytes: Buffer) => spec.onOutput?.('stdout', bytes))
+    child.stderr.on('data', (bytes: Buffer) => {
+      if (lastError.length < 4096) lastError += bytes.toString('utf8')
+      spec.onOutput?.('stderr', bytes)
+    })
+    const closed = new Promise<Exit>((resolve) =>
+      child.once('close', (code, signal) => resolve({ code, signal, out_of_memory: this.#oomKilled(spec.id) })),
+    )
+    const started = (): Running => {
+      const first = identify(Number(readFileSync(pidFile, 'latin1')))
+      return { process: first, exit: detach ? this.#watchExit(spec.id, first, closed) : closed }
+    }
+    return new Promise((resolve, reject) => {
+      const gone = new AbortController()
+      child.once('error', (cause) =>
+        reject(new ThawError('driver_failed', `${this.#engine} cannot be started: ${cause.message}`, { cause })),
+      )
+      child.once('exit', (code) => {
+        gone.abort()
+        // Without --detach the code may be that of argv, which may have ended already: then it has been started.
+        if (code === 0 || (!detach && existsSync(pidFile))) resolve(started())
+        else {
+          const stderr = engineError(dir) ?? lastError.trim()
+          reject(new ThawError('driver_failed', `${this.#engine} could not start the container.`, { details: { stderr } }))
+        }
+      })
+      if (!detach) {
+        waitForName(pidFile, gone.signal).then(
+          () => resolve(started()),
+          () => undefined,
+        )
+      }
+    })
+  }
+
+  /**
+   * The first process is not our child, so nobody tells us its exit code; but its output pipes are ours, and the
+   * kernel closes them when the last process of the container is gone. A process may close them earlier by itself.
+   */
+  async #watchExit(id: string, first: ProcessIdentity | null, outputClosed: Promise<unknown>): Promise<Exit> {
+    await outputClosed
+    if (first !== null) {
+      while (isAlive(first)) await waitUntil(() => !isAlive(first), 60_000)
+    }
+    return { code: null, signal: null, out_of_memory: this.#oomKilled(id) }
+  }
+
+  async inspect(id: string): Promise<SandboxStatus | null> {
+    if (!existsSync(this.#dir(id))) return null
+    const first = this.#firstProcess(id)
+    const running = first !== null && isAlive(first)
+    return {
+      state: running ? 'running' : 'exited',
+      pid: running ? first.pid : null,
+      memory_bytes: this.#cgroups.memoryBytes(this.#cgroup(id)),
+      out_of_memory: this.#oomKilled(id),
+    }
+  }
+
+  async list(): Promise<string[]> {
+    const ids = new Set<string>([...this.#network.list(), ...this.#cgroups.children(this.#cgroupBase)])
+    for (const folder of [this.#sandboxesDir, this.#stateDir]) {
+      if (existsSync(folder)) for (const name of readdirSync(folder)) ids.add(name)
+    }
+    return [...ids]
+  }
+
+  wait(id: string): Promise<Exit> {
+    const running = this.#running.get(id)
+    if (running !== undefined) return running.exit
+    return this.#watchExit(id, this.#firstProcess(id), Promise.resolve())
+  }
+
+  dial(id: string, _port: Port): Promise<Duplex> {
+    return connectUnixSocket(join(this.#dir(id), 'run', 'runtime.sock'))
+  }
+
+  destroy(id: string): Promise<void> {
+    const pending = this.#destroying.get(id) ?? this.#destroy(id).finally(() => this.#destroying.delete(id))
+    this.#destroying.set(id, pending)
+    return pending
+  }
+
+  async #destroy(id: string): Promise<void> {
+    const cgroup = this.#cgroup(id)
+    // Of an earlier server: its engine may still be at work on the container, and would finish it behind our back.
+    if (!this.#running.has(id)) for (const pid of findProcesses((candidate) => isEngineOf(candidate, this.#dir(id)))) killQuietly(pid)
+    const killed = await waitUntil(() => {
+      // The first process takes its pid namespace with it; the group also has a runtime that was caught half-way.
+      const pids = this.#cgroups.processes(cgroup)
+      for (const pid of pids) killQuietly(pid)
+      return pids.length === 0
+    }, 10_000)
+    if (!killed) throw new ThawError('driver_failed', `Processes of sandbox ${id} do not end.`)
+    const first = this.#firstProcess(id)
+    if (first !== null && isAlive(first)) {
+      signalProcess(first, 'SIGKILL')
+      await waitUntil(() => !isAlive(first), 5_000)
+    }
+    this.#cgroups.remove(cgroup)
+    rmSync(join(this.#stateDir, id), { recursive: true, force: true })
+    await this.#network.remove(id)
+    const dir = this.#dir(id)
+    const mounted = join(dir, 'rootfs')
+    if (existsSync(mounted)) await unmount(mounted)
+    rmSync(dir, { recursive: true, force: true })
+    this.#running.delete(id)
+  }
+
+  async close(): Promise<void> {
+    if ((await this.list()).length > 0) return
+    await this.#network.close()
+    if (existsSync('/sys/fs/cgroup')) this.#cgroups.remove(this.#cgroupBase)
+  }
+
+  async #mountOverlay(dir: string, image: ImageSource): Promise<string> {
+    const rootfs = join(dir, 'rootfs')
+    for (const name of ['upper', 'work', 'rootfs']) {
+      mkdirSync(join(dir, name), { mode: 0o755 })
+      chownSync(join(dir, name), idShift, idShift)
+    }
+    await runCommand('mount', [
+      '-t',
+      'overlay',
+      'overlay',
+      '-o',
+      `lowerdir=${image.path},upperdir=${join(dir, 'upper')},workdir=${join(dir, 'work')},nodev,nosuid`,
+      rootfs,
+    ])
+    return rootfs
+  }
+
+  #firstProcess(id: string): ProcessIdentity | null {
+    const known = this.#running.get(id)?.process
+    if (known !== undefined) return known
+    // Of an earlier server: the runtime wrote down which process it was and when it started.
+    try {
+      const state = JSON.parse(readFileSync(join(this.#stateDir, id, 'state.json'), 'utf8')) as {
+        init_process_pid: number
+        init_process_start: number
+      }
+      return { pid: state.init_process_pid, startTicks: state.init_process_start }
+    } catch {
+      return null
+    }
+  }
+
+  #oomKilled(id: string): boolean {
+    return this.#cgroups.oomKills(this.#cgroup(id)) > 0
+  }
+
+  #dir(id: string): string {
+    return join(this.#sandboxesDir, id)
+  }
+
+  #cgroup(id: string): string {
+    return `${this.#cgroupBase}/${id}`
+  }
+}
+
+function killQuietly(pid: number): void {
+  try {
+    process.kill(pid, 'SIGKILL')
+  } catch {
+    // Gone already.
+  }
+}
+
+function isEngineOf(pid: number, bundle: string): boolean {
+  try {
+    return readFileSync(`/proc/${pid}/cmdline`, 'utf8').split('\0').includes(bundle)
+  } catch {
+    return false
+  }
+}
+
+/** Lazily, where something still holds the mount: it goes away with its last user. */
+async function unmount(path: string): Promise<void> {
+  const mounts = readFileSync('/proc/self/mountinfo', 'utf8')
+  if (!mounts.includes(` ${path} `)) return
+  await runCommand('umount', [path]).catch(() => runCommand('umount', ['--lazy', path]))
+}
+
+/** The runtime writes its own log; its last line says what went wrong. */
+function engineError(dir: string): string | null {
+  try {
+    return readFileSync(join(dir, 'engine.log'), 'utf8').trim().slice(-2000) || null
+  } catch {
+    return null
+  }
+}

@@ -1,0 +1,209 @@
+import { createHash } from 'node:crypto'
+import { existsSync, readdirSync, readFileSync, writeFileSync } from 'node:fs'
+import { isIPv4 } from 'node:net'
+import { networkInterfaces } from 'node:os'
+import { join } from 'node:path'
+import { runCommand } from '../command.ts'
+
+/**
+ * Network mode `egress`: each sandbox gets a network namespace with one link to the host, its own /30 of
+ * 100.64.0.0/10, and addresses translated on the way out. What it may reach is the public internet: this host, its
+ * neighbours, other sandboxes and every private, link-local (cloud metadata) or reserved range are dropped. DNS goes to
+ * the resolvers of the host and nowhere else inside those ranges. IPv6 is not offered.
+ *
+ * All names begin with a tag that is made from the data directory, so that servers do not meet and that what a killed
+ * server left can be told apart and removed.
+ */
+
+const deniedRanges = [
+  '0.0.0.0/8', '10.0.0.0/8', '100.64.0.0/10', '127.0.0.0/8', '169.254.0.0/16', '172.16.0.0/12',
+  '192.168.0.0/16', '198.18.0.0/15', '224.0.0.0/4', '240.0.0.0/4',
+] // biome-ignore format: one glance
+
+const poolBase = (100 << 24) | (64 << 16)
+/** /30 networks of one server. 1024 servers can share the /10. */
+const networksPerServer = 1024
+
+const namespaceFolder = '/run/netns'
+
+export interface PreparedNetwork {
+  /** Path of the namespace. */
+  path: string
+}
+
+export class EgressNetwork {
+  readonly #tag: string
+  readonly #free: number[]
+  readonly #held = new Map<string, number>()
+  readonly #resolvers: string[]
+  #ready: Promise<void> | undefined
+
+  /** @param dataDir makes the tag. */
+  constructor(dataDir: string) {
+    this.#tag = createHash('sha256').update(dataDir).digest('hex').slice(0, 6)
+    this.#resolvers = hostResolvers()
+    const first = freeServerSlot(Number.parseInt(this.#tag, 16) % 1024)
+    this.#free = Array.from({ length: networksPerServer }, (_, index) => first + (networksPerServer - 1 - index))
+  }
+
+  /** What a sandbox's /etc/resolv.conf says. */
+  get resolvConf(): string {
+    return `${this.#resolvers.map((address) => `nameserver ${address}`).join('\n')}\n`
+  }
+
+  /** Makes the namespace of a sandbox; nothing is left when it rejects. */
+  async create(id: string): Promise<PreparedNetwork> {
+    await this.#setUp()
+    const network = this.#free.pop()
+    if (network === undefined) throw new Error('no free network address')
+    this.#held.set(id, network)
+    const name = this.#namespace(id)
+    const link = this.#link(network)
+    const [outer, inner] = addresses(network)
+    try {
+      await runCommand('ip', ['netns', 'add', name])
+      await runCommand('ip', ['-batch', '-'], {
+        input: `link add ${link} type veth peer name eth0 netns ${name}\naddr add ${outer}/30 dev ${link}\nlink set ${link} up\n`,
+      })
+      await runCommand('ip', ['-n', name, '-batch', '-'], {
+        input: `addr add ${inner}/30 dev eth0\nlink set lo up\nlink set eth0 up\nroute add default via ${outer}\n`,
+      })
+    } catch (error) {
+      await this.remove(id)
+      throw error
+    }
+    return { path: join(namespaceFolder, name) }
+  }
+
+  /** Removes the namespace of a sandbox, and with it the link. Idempotent. */
+  async remove(id: string): Promise<void> {
+    const name = this.#namespace(id)
+    if (existsSync(join(namespaceFolder, name))) {
+      const network = this.#held.get(id)
+      // The kernel removes the link some time after its namespace; a fast next sandbox may take the number before that.
+      if (network !== undefined) await runCommand('ip', ['link', 'del', this.#link(network)]).catch(() => undefined)
+      await runCommand('ip', ['netns', 'del', name])
+    }
+    const network = this.#held.get(id)
+    if (network !== undefined) {
+      this.#held.delete(id)
+      this.#free.push(network)
+    }
+  }
+
+  /** Ids of the sandboxes that have a namespace of this server. */
+  list(): string[] {
+    const prefix = `thaw-${this.#tag}-`
+    return existsSync(namespaceFolder)
+      ? readdirSync(namespaceFolder)
+          .filter((name) => name.startsWith(prefix))
+          .map((name) => name.slice(prefix.length))
+      : []
+  }
+
+  /** Removes the packet filter of this server. */
+  async close(): Promise<void> {
+    if (this.#ready === undefined) return
+    await this.#ready.catch(() => undefined)
+    this.#ready = undefined
+    await runCommand('nft', ['delete', 'table', 'inet', this.#table]).catch(() => undefined)
+  }
+
+  get #table(): string {
+    return `thaw_${this.#tag}`
+  }
+
+  #namespace(id: string): string {
+    return `thaw-${this.#tag}-${id}`
+  }
+
+  /** An interface name has at most 15 characters. */
+  #link(network: number): string {
+    return `th${this.#tag}${network.toString(36)}`
+  }
+
+  #setUp(): Promise<void> {
+    this.#ready ??= this.#installFilter().catch((error) => {
+      this.#ready = undefined
+      throw error
+    })
+    return this.#ready
+  }
+
+  async #installFilter(): Promise<void> {
+    const ours = `"th${this.#tag}*"`
+    const resolvers = this.#resolvers.filter((address) => isIPv4(address))
+    const dns = resolvers.length === 0 ? '' : `ip daddr { ${resolvers.join(', ')} } meta l4proto { tcp, udp } th dport 53 accept`
+    // Added and deleted first, so that rules of a killed server are replaced; nft applies a file as one transaction.
+    await runCommand('nft', ['-f', '-'], {
+      input: `
+        table inet ${this.#table}
+        delete table inet ${this.#table}
+        table inet ${this.#table} {
+          chain forward {
+            type filter hook forward priority filter; policy accept;
+            oifname ${ours} ct state established,related accept
+            oifname ${ours} drop
+            iifname ${ours} jump egress
+          }
+          chain egress {
+            ct state established,related accept
+            ${dns}
+            ip daddr { ${deniedRanges.join(', ')} } drop
+            meta nfproto ipv6 drop
+            fib daddr type local drop
+            accept
+          }
+          chain input {
+            type filter hook input priority filter; policy accept;
+            iifname ${ours} drop
+          }
+          chain postrouting {
+            type nat hook postrouting priority srcnat; policy accept;
+            iifname ${ours} masquerade
+          }
+        }`,
+    })
+    if (readFileSync('/proc/sys/net/ipv4/ip_forward', 'latin1').trim() !== '1') writeFileSync('/proc/sys/net/ipv4/ip_forward', '1')
+  }
+}
+
+/** Host side and sandbox side of the n-th /30. */
+function addresses(network: number): [outer: string, inner: string] {
+  const base = poolBase + network * 4
+  return [dotted(base + 1), dotted(base + 2)]
+}
+
+function dotted(address: number): string {
+  return [24, 16, 8, 0].map((shift) => (address >>> shift) & 255).join('.')
+}
+
+/** First network of a block that no interface of this host uses yet, searched from a preferred one. */
+function freeServerSlot(preferred: number): number {
+  const used = new Set<number>()
+  for (const interfaces of Object.values(networkInterfaces())) {
+    for (const { address, family } of interfaces ?? []) {
+      if (family !== 'IPv4') continue
+      const parts = address.split('.').map(Number)
+      const value = parts.reduce((sum, part) => sum * 256 + part, 0)
+      if (value >= poolBase && value < poolBase + 2 ** 22) used.add(Math.floor((value - poolBase) / 4 / networksPerServer))
+    }
+  }
+  for (let step = 0; step < 1024; step++) {
+    const slot = (preferred + step) % 1024
+    if (!used.has(slot)) return slot * networksPerServer
+  }
+  return preferred * networksPerServer
+}
+
+/** Resolvers of this host that a sandbox can reach: a stub on loopback is replaced by what it asks. */
+function hostResolvers(): string[] {
+  for (const path of ['/etc/resolv.conf', '/run/systemd/resolve/resolv.conf']) {
+    if (!existsSync(path)) continue
+    const found = [...readFileSync(path, 'utf8').matchAll(/^nameserver\s+(\S+)/gm)]
+      .map((match) => match[1] as string)
+      .filter((address) => isIPv4(address) && !address.startsWith('127.'))
+    if (found.length > 0) return found
+  }
+  return []
+}

@@ -1,0 +1,29 @@
+import type { Functions } from '../control/functions.ts'
+import type { ImageCatalog } from '../control/images.ts'
+import type { Invocations } from '../control/invocations.ts'
+import type { Invoker } from '../control/invoker.ts'
+import type { Platform } from '../control/platform.ts'
+import type { Logger } from '../telemetry/log.ts'
+import type { Metrics } from '../telemetry/metrics.ts'
+
+/** What the gateway works with. */
+export interface GatewayParts {
+  functions: Functions
+  invocations: Invocations
+  invoker: Invoker
+  images: ImageCatalog
+  platform: Platform
+  metrics: Metrics
+  log: Logger
+}
+
+export interface GatewayOptions {
+  host: string
+  port: number
+  maxPayloadBytes: number
+  maxArchiveBytes: number
+  headerTimeoutMs: number
+  requestTimeoutMs: number
+  maxConnections: number
+  imagesRetentionMs: number
+}

@@ -1,0 +1,207 @@
+import { createServer, type IncomingMessage, type Server, type ServerResponse, STATUS_CODES } from 'node:http'
+import type { AddressInfo, Socket } from 'node:net'
+import multipart from '@fastify/multipart'
+import { newId, ThawError, toThawError } from '@thaw/protocol'
+import Fastify, { type FastifyError, type FastifyInstance } from 'fastify'
+import { hasZodFastifySchemaValidationErrors, serializerCompiler, validatorCompiler, type ZodTypeProvider } from 'fastify-type-provider-zod'
+import { guardLoopback } from './guard.ts'
+import { InvokePaths } from './invoke.ts'
+import { describeApi } from './openapi.ts'
+import type { GatewayOptions, GatewayParts } from './parts.ts'
+import { respondError, retryAfter } from './respond.ts'
+import { RouteTable } from './route-table.ts'
+import { functionRoutes } from './routes/functions.ts'
+import { imageRoutes } from './routes/images.ts'
+import { invocationRoutes } from './routes/invocations.ts'
+import { platformRoutes } from './routes/platform.ts'
+import { parseStrictJson } from './strict-json.ts'
+
+/** More than the 16 KiB of Node, which counts the request line too. */
+const maxHeaderBytes = 16 * 1024
+const maxControlBodyBytes = 1024 * 1024
+
+export type Routes = FastifyInstance<Server, IncomingMessage, ServerResponse, never, ZodTypeProvider>
+
+export interface Gateway {
+  url: string
+  /** Takes no new connections, and ends those that are idle. */
+  stopListening(): void
+  close(): Promise<void>
+}
+
+/** Starts listening. Throws when the address is taken. */
+export async function startGateway(options: GatewayOptions, parts: GatewayParts): Promise<Gateway> {
+  const invokePaths = new InvokePaths({
+    active: (name) => parts.functions.active(name),
+    invoke: (version, request, sink) => parts.invoker.invoke(version, request, sink),
+    maxPayloadBytes: options.maxPayloadBytes,
+  })
+  let server: Server | undefined
+  const app = Fastify({
+    // The log of requests is ours: one line an error, and metrics.
+    logger: false,
+    genReqId: () => newId('req'),
+    bodyLimit: maxControlBodyBytes,
+    routerOptions: { ignoreTrailingSlash: true, maxParamLength: 512 },
+    serverFactory: (handler) => {
+      server = createServer(
+        {
+          maxHeaderSize: maxHeaderBytes,
+          headersTimeout: options.headerTimeoutMs,
+          requestTimeout: options.requestTimeoutMs,
+          connectionsCheckingInterval: 1000,
+          keepAliveTimeout: 65_000,
+          noDelay: true,
+        },
+        (request, response) => route(request, response, handler),
+      )
+      server.maxConnections = options.maxConnections
+      server.on('clientError', answerClientError)
+      return server
+    },
+  })
+  const route = (
+    request: IncomingMessage,
+    response: ServerResponse,
+    control: (request: IncomingMessage, response: ServerResponse) => void,
+  ) => {
+    const refused = guardLoopback(request.headers.host, request.headers.origin)
+    if (refused !== null) return respondError(response, refused, { connection: 'close' })
+    let url = request.url ?? '/'
+    if (url.startsWith('/api/v1/')) {
+      url = url.slice(4)
+      request.url = url
+    }
+    const mark = url.indexOf('?')
+    const path = mark < 0 ? url : url.slice(0, mark)
+    if (!invokePaths.handle(path, mark < 0 ? '' : url.slice(mark + 1), request, response)) control(request, response)
+  }
+
+  const table = new RouteTable()
+  app.addHook('onRoute', (added) => table.add(added.method, added.url))
+  app.addHook('onResponse', (request, reply, done) => {
+    parts.metrics.request({
+      route: request.routeOptions.url ?? 'none',
+      method: request.method,
+      status: reply.statusCode,
+      duration_ms: reply.elapsedTime,
+    })
+    done()
+  })
+  app.setValidatorCompiler(validatorCompiler)
+  app.setSerializerCompiler(serializerCompiler)
+  readJsonStrictly(app)
+  await app.register(multipart, {
+    limits: { fileSize: options.maxArchiveBytes, files: 1, fields: 8, fieldSize: maxControlBodyBytes, headerPairs: 50 },
+  })
+  app.setErrorHandler((error: FastifyError, request, reply) => {
+    const thaw = fromFastify(error)
+    if (thaw.code === 'internal') parts.log.error({ err: error, request_id: request.id }, 'request failed')
+    return reply.status(thaw.status).headers(retryAfter(thaw)).send(thaw.toBody(request.id))
+  })
+  app.setNotFoundHandler((request, reply) => {
+    const path = request.url.split('?')[0] ?? '/'
+    const methods = table.methodsOf(path)
+    const error =
+      methods.length > 0
+        ? new ThawError('method_not_allowed', `${request.method} is not allowed here.`)
+        : new ThawError('route_not_found', `There is nothing at ${JSON.stringify(path.slice(0, 200))}.`)
+    if (methods.length > 0) reply.header('allow', methods.join(', '))
+    return reply.status(error.status).send(error.toBody(request.id))
+  })
+  await describeApi(app)
+  await app.register(async (scope) => {
+    const routes = scope.withTypeProvider<ZodTypeProvider>() as unknown as Routes
+    platformRoutes(routes, parts)
+    functionRoutes(routes, parts, options)
+    invocationRoutes(routes, parts)
+    imageRoutes(routes, parts, options)
+  })
+  await app.ready()
+  await listen(app.server, options)
+  const { address, port, family } = app.server.address() as AddressInfo
+  return {
+    url: `http://${family === 'IPv6' ? `[${address}]` : address}:${port}`,
+    stopListening: () => {
+      app.server.close()
+      app.server.closeIdleConnections()
+    },
+    close: async () => {
+      app.server.closeAllConnections()
+      await app.close()
+    },
+  }
+}
+
+function listen(server: Server, { host, port }: GatewayOptions): Promise<void> {
+  return new Promise((resolve, reject) => {
+    const fail = (error: NodeJS.ErrnoException) => {
+      const taken = error.code === 'EADDRINUSE'
+      reject(
+        new ThawError(
+          'config_invalid',
+          taken ? `Port ${port} on ${host} is taken.` : `Cannot listen on ${host}:${port}: ${error.message}`,
+          {
+            fix: taken ? 'Stop what listens there, or choose another port with --port (0: any).' : 'Choose another host or port.',
+            cause: error,
+          },
+        ),
+      )
+    }
+    server.once('error', fail)
+    server.listen({ host, port, backlog: 4096 }, () => {
+      server.off('error', fail)
+      resolve()
+    })
+  })
+}
+
+/** Bodies of the control API: strict JSON, or nothing. */
+function readJsonStrictly(app: FastifyInstance): void {
+  app.removeAllContentTypeParsers()
+  app.addContentTypeParser(['application/json'], { parseAs: 'buffer' }, (_request, body, done) => {
+    if (body.length === 0) return done(null, undefined)
+    try {
+      done(null, parseStrictJson(body as Buffer))
+    } catch (error) {
+      done(error as Error)
+    }
+  })
+}
+
+function fromFastify(error: FastifyError): ThawError {
+  if (error instanceof ThawError) return error
+  if (hasZodFastifySchemaValidationErrors(error)) {
+    const issues = error.validation.map((issue) => ({ path: issue.instancePath, message: issue.message ?? 'invalid' }))
+    const first = issues[0]
+    const where = first?.path ? `${first.path.slice(1).replaceAll('/', '.')}: ` : ''
+    return new ThawError('invalid_request', `The request does not fit the schema. ${where}${first?.message ?? ''}`, { details: { issues } })
+  }
+  switch (error.code) {
+    case 'FST_ERR_CTP_BODY_TOO_LARGE':
+    case 'FST_REQ_FILE_TOO_LARGE':
+      return new ThawError('archive_too_large', 'The body is larger than allowed.')
+    case 'FST_ERR_CTP_INVALID_MEDIA_TYPE':
+      return new ThawError('unsupported_media_type')
+    case 'FST_ERR_CTP_INVALID_CONTENT_LENGTH':
+      return new ThawError('invalid_request', 'The body is shorter than its Content-Length.')
+  }
+  if (typeof error.statusCode === 'number' && error.statusCode >= 400 && error.statusCode < 500)
+    return new ThawError('invalid_request', error.message)
+  return toThawError(error)
+}
+
+/** What Node could not read as a request. It has no response object: the answer is written by hand. */
+function answerClientError(error: NodeJS.ErrnoException, socket: Socket): void {
+  if (!socket.writable || socket.destroyed) return
+  const thaw =
+    error.code === 'HPE_HEADER_OVERFLOW'
+      ? new ThawError('header_fields_too_large')
+      : error.code === 'ERR_HTTP_REQUEST_TIMEOUT'
+        ? new ThawError('request_timeout')
+        : new ThawError('invalid_request', 'This is not a valid HTTP request.')
+  const body = JSON.stringify(thaw.toBody(newId('req')))
+  socket.end(
+    `HTTP/1.1 ${thaw.status} ${STATUS_CODES[thaw.status]}\r\ncontent-type: application/json; charset=utf-8\r\ncontent-length: ${Buffer.byteLength(body)}\r\nconnection: close\r\n\r\n${body}`,
+  )
+}

@@ -1,0 +1,293 @@
+import type { Duplex } from 'node:stream'
+import {
+  bodyChunkBytes,
+  type CodeFailure,
+  codeFailureSchema,
+  decodeMetaPayload,
+  encodeFrame,
+  encodeJsonFrame,
+  encodeMetaFrame,
+  type Frame,
+  FrameDecoder,
+  FrameError,
+  failedSchema,
+  frameTypes,
+  helloSchema,
+  type InvokeMeta,
+  type LoadMessage,
+  logSources,
+  parseJson,
+  protocolVersion,
+  type ResultMeta,
+  readySchema,
+  resultMetaSchema,
+  ThawError,
+} from '@thaw/protocol'
+
+export type LogSource = keyof typeof logSources
+
+/** What becomes of one call. Exactly one of `onResult` without `more`, `onEnd`, `onFailed` and `onLost` comes last. */
+export interface CallSink {
+  onResult(meta: ResultMeta, body: Buffer): void
+  /** A further piece. False: stop reading until `resume`, because whoever takes the answer is slower. */
+  onChunk(bytes: Buffer): boolean
+  onEnd(): void
+  onFailed(failure: CodeFailure & { reason: 'error' | 'invalid_payload' | 'cancelled' }): void
+  /** The connection ended first. */
+  onLost(): void
+  onLog(source: LogSource, text: string): void
+}
+
+/** A body: whole, or in pieces as they arrive. */
+export type CallBody = Buffer | AsyncIterable<Buffer>
+
+interface Call {
+  sink: CallSink
+  /** A result with `more` has come: only chunks and the end may follow. */
+  streaming: boolean
+  cancelled: boolean
+  /** Of a cancelled call: hears whether the runtime gave its last word on it. */
+  onSettled?: (answered: boolean) => void
+}
+
+/**
+ * The worker's end of the runtime protocol (docs/runtime-protocol.md): one connection to the runtime in an instance.
+ * Whatever arrives is untrusted. A violation ends the connection, and with it all calls; the owner of the instance
+ * watches `closed` and destroys it.
+ */
+export class RuntimeConnection {
+  /** Why the connection ended. Never rejects. */
+  readonly closed: Promise<ThawError>
+  readonly #socket: Duplex
+  readonly #decoder = new FrameDecoder()
+  readonly #calls = new Map<number, Call>()
+  /** Log lines that belong to no call. */
+  #onLog: (source: LogSource, text: string) => void = () => {}
+  #nextStream = 1
+  #reason: ThawError | undefined
+  #waiting: { expect: 'hello' | 'ready'; resolve: (frame: Frame) => void; reject: (error: Error) => void } | undefined
+  #early: Frame | undefined
+
+  constructor(socket: Duplex, onLog: (source: LogSource, text: string) => void) {
+    this.#socket = socket
+    this.#onLog = onLog
+    socket.on('data', (bytes: Buffer) => this.#receive(bytes))
+    socket.on('error', () => {})
+    this.closed = new Promise((resolve) => {
+      socket.once('close', () => {
+        const reason = this.#reason ?? new ThawError('function_crashed')
+        this.#waiting?.reject(reason)
+        const calls = [...this.#calls.values()]
+        this.#calls.clear()
+        for (const call of calls) {
+          if (call.cancelled) call.onSettled?.(false)
+          else call.sink.onLost()
+        }
+        resolve(reason)
+      })
+    })
+  }
+
+  /** Waits for the runtime's hello, loads the code, and resolves with how long that took inside. */
+  async load(message: LoadMessage, signal: AbortSignal): Promise<{ init_ms: number }> {
+    const hello = helloSchema.safeParse(parseJson((await this.#expect('hello', signal)).payload))
+    if (!hello.success || hello.data.protocol !== protocolVersion) {
+      throw this.#violation(`The runtime speaks another protocol than ${protocolVersion}.`)
+    }
+    const answer = this.#expect('ready', signal)
+    this.#socket.write(encodeJsonFrame(frameTypes.load, 0, message))
+    const frame = await answer
+    const payload = parseJson(frame.payload)
+    if (frame.type === frameTypes.loadFailed) {
+      const failure = codeFailureSchema.safeParse(payload).data ?? { type: 'Error', message: 'unknown' }
+      throw new ThawError('handler_invalid', `The handler could not be loaded: ${failure.type}: ${failure.message}`, { details: failure })
+    }
+    const ready = readySchema.safeParse(payload)
+    if (!ready.success) throw this.#violation('The runtime sent a malformed ready.')
+    return ready.data
+  }
+
+  /** Starts a call. The sink hears of everything that follows; the returned number identifies the call. */
+  call(meta: Omit<InvokeMeta, 'more'>, body: CallBody, sink: CallSink): number {
+    const stream = this.#nextStream++
+    this.#calls.set(stream, { sink, streaming: false, cancelled: false })
+    if (Buffer.isBuffer(body) && body.length <= bodyChunkBytes) {
+      this.#socket.write(encodeMetaFrame(frameTypes.invoke, stream, { ...meta, more: false }, body))
+    } else {
+      this.#socket.write(encodeMetaFrame(frameTypes.invoke, stream, { ...meta, more: true }, Buffer.alloc(0)))
+      void this.#sendBody(stream, Buffer.isBuffer(body) ? [body] : body)
+    }
+    return stream
+  }
+
+  /**
+   * Nobody waits for this call any more: its sink hears nothing further. Resolves with true once the runtime has given
+   * its last word on it, with false when the connection ended first.
+   */
+  cancel(stream: number): Promise<boolean> {
+    const call = this.#calls.get(stream)
+    if (call === undefined) return Promise.resolve(!this.#socket.destroyed)
+    if (!call.cancelled) {
+      call.cancelled = true
+      this.#socket.write(encodeFrame(frameTypes.cancel, stream))
+    }
+    return new Promise((resolve) => {
+      call.onSettled = resolve
+    })
+  }
+
+  /** After an `onChunk` that returned false. */
+  resume(): void {
+    this.#socket.resume()
+  }
+
+  destroy(): void {
+    this.#socket.destroy()
+  }
+
+  async #sendBody(stream: number, pieces: Iterable<Buffer> | AsyncIterable<Buffer>): Promise<void> {
+    try {
+      for await (const piece of pieces) {
+        for (let offset = 0; offset < piece.length; offset += bodyChunkBytes) {
+          if (!this.#calls.has(stream)) return
+          const flushed = this.#socket.write(encodeFrame(frameTypes.body, stream, piece.subarray(offset, offset + bodyChunkBytes)))
+          if (!flushed) await this.#drained()
+        }
+      }
+      if (this.#calls.has(stream)) this.#socket.write(encodeFrame(frameTypes.bodyEnd, stream))
+    } catch {
+      // The sender of the body went away or broke a limit: whoever made the call hears of it from its own side.
+      void this.cancel(stream)
+    }
+  }
+
+  #drained(): Promise<void> {
+    return new Promise((resolve) => {
+      const done = () => {
+        this.#socket.off('drain', done)
+        this.#socket.off('close', done)
+        resolve()
+      }
+      this.#socket.once('drain', done)
+      this.#socket.once('close', done)
+    })
+  }
+
+  #expect(expect: 'hello' | 'ready', signal: AbortSignal): Promise<Frame> {
+    const early = this.#early
+    this.#early = undefined
+    if (early !== undefined && expect === 'hello') return Promise.resolve(early)
+    return new Promise((resolve, reject) => {
+      const abort = () => reject(signal.reason)
+      signal.addEventListener('abort', abort, { once: true })
+      if (signal.aborted) abort()
+      const settle = () => {
+        signal.removeEventListener('abort', abort)
+        this.#waiting = undefined
+      }
+      this.#waiting = {
+        expect,
+        resolve: (frame) => {
+          settle()
+          resolve(frame)
+        },
+        reject: (error) => {
+          settle()
+          reject(error)
+        },
+      }
+      if (this.#reason !== undefined || this.#socket.destroyed) this.#waiting.reject(this.#reason ?? new ThawError('function_crashed'))
+    })
+  }
+
+  #receive(bytes: Buffer): void {
+    try {
+      this.#decoder.push(bytes, (frame) => this.#dispatch(frame))
+    } catch (error) {
+      if (!(error instanceof FrameError) && !(error instanceof ThawError)) throw error
+      this.#violation(error.message)
+    }
+  }
+
+  #dispatch(frame: Frame): void {
+    if (this.#reason !== undefined) return
+    switch (frame.type) {
+      case frameTypes.result:
+        return this.#result(frame)
+      case frameTypes.chunk: {
+        const call = this.#callOf(frame, true)
+        if (!call.cancelled && !call.sink.onChunk(frame.payload)) this.#socket.pause()
+        return
+      }
+      case frameTypes.end: {
+        const call = this.#finish(frame, true)
+        if (!call.cancelled) call.sink.onEnd()
+        return
+      }
+      case frameTypes.failed: {
+        const failure = failedSchema.safeParse(parseJson(frame.payload))
+        if (!failure.success) throw new FrameError('malformed failed')
+        const call = this.#finish(frame, undefined)
+        if (!call.cancelled) call.sink.onFailed(failure.data)
+        return
+      }
+      case frameTypes.log:
+        return this.#log(frame)
+      case frameTypes.hello:
+        if (this.#waiting?.expect === 'hello') return this.#waiting.resolve(frame)
+        if (this.#early === undefined && this.#nextStream === 1) {
+          this.#early = frame
+          return
+        }
+        break
+      case frameTypes.ready:
+      case frameTypes.loadFailed:
+        if (this.#waiting?.expect === 'ready') return this.#waiting.resolve(frame)
+        break
+      case frameTypes.pong:
+      case frameTypes.hookDone:
+        return
+    }
+    throw new FrameError(`unexpected frame of type ${frame.type}`)
+  }
+
+  #result(frame: Frame): void {
+    const { meta, body } = decodeMetaPayload(frame.payload)
+    const parsed = resultMetaSchema.safeParse(meta)
+    if (!parsed.success) throw new FrameError('malformed result')
+    const call = parsed.data.more ? this.#callOf(frame, false) : this.#finish(frame, false)
+    call.streaming = true
+    if (!call.cancelled) call.sink.onResult(parsed.data, body)
+  }
+
+  #log(frame: Frame): void {
+    const source = frame.payload[0] === logSources.stderr ? 'stderr' : 'stdout'
+    const text = frame.payload.toString('utf8', 1)
+    if (frame.stream === 0) return this.#onLog(source, text)
+    const call = this.#calls.get(frame.stream)
+    // A line that was on its way when its call ended is kept, but belongs to the instance.
+    if (call === undefined) this.#onLog(source, text)
+    else call.sink.onLog(source, text)
+  }
+
+  /** The call that this frame ends. */
+  #finish(frame: Frame, streaming: boolean | undefined): Call {
+    const call = this.#callOf(frame, streaming)
+    this.#calls.delete(frame.stream)
+    call.onSettled?.(true)
+    return call
+  }
+
+  #callOf(frame: Frame, streaming: boolean | undefined): Call {
+    const call = this.#calls.get(frame.stream)
+    if (call === undefined) throw new FrameError(`an answer to call ${frame.stream}, which this instance does not hold`)
+    if (streaming !== undefined && call.streaming !== streaming) throw new FrameError('an answer out of order')
+    return call
+  }
+
+  #violation(what: string): ThawError {
+    this.#reason ??= new ThawError('protocol_violation', `The instance broke the runtime protocol: ${what}.`)
+    this.#socket.destroy()
+    return this.#reason
+  }
+}
