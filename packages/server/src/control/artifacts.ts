@@ -1,7 +1,7 @@
 import { existsSync, mkdirSync, readdirSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs'
 import { dirname, join } from 'node:path'
-import { runCommand } from '../drivers/command.ts'
 import type { Driver } from '../drivers/driver.ts'
+import { runCommand } from '../images/command.ts'
 import type { BuildLog } from './buildlog.ts'
 import type { Builder } from './builds.ts'
 import type { Bundles, ReadyImage } from './ports.ts'

@@ -253,7 +253,10 @@ export class Invocation implements CallSink {
 
   onResult(meta: ResultMeta, body: Buffer): void {
     this.#resultBytes += body.length
-    if (this.#resultBytes > this.#parts.options.maxPayloadBytes) return this.#breakOff(new ThawError('result_too_large'))
+    if (this.#resultBytes > this.#parts.options.maxPayloadBytes) {
+      this.#breakOff(new ThawError('result_too_large'))
+      return
+    }
     if (meta.more) {
       this.#streaming = true
       this.#sink.answer(meta, body, this.info as AnswerInfo)

@@ -52,18 +52,21 @@ export class InvokePaths {
 
   #invoke(rawName: string, request: IncomingMessage, response: ServerResponse): void {
     if (request.method !== 'POST') {
-      return refuse(request, response, new ThawError('method_not_allowed', 'Functions are invoked by POST.'), { allow: 'POST' })
+      refuse(request, response, new ThawError('method_not_allowed', 'Functions are invoked by POST.'), { allow: 'POST' })
+      return
     }
     const mode = request.headers['thaw-mode']
     if (mode !== undefined && !(invokeModes as readonly unknown[]).includes(mode)) {
-      return refuse(request, response, new ThawError('invalid_request', `Thaw-Mode must be one of ${invokeModes.join(', ')}.`))
+      refuse(request, response, new ThawError('invalid_request', `Thaw-Mode must be one of ${invokeModes.join(', ')}.`))
+      return
     }
     let timeoutMs: number | undefined
     const timeout = request.headers['thaw-timeout-ms']
     if (timeout !== undefined) {
       timeoutMs = Number(timeout)
       if (!/^\d{1,8}$/.test(String(timeout)) || timeoutMs < 1 || timeoutMs > 86_400_000) {
-        return refuse(request, response, new ThawError('invalid_request', 'Thaw-Timeout-Ms must be a whole number from 1 to 86400000.'))
+        refuse(request, response, new ThawError('invalid_request', 'Thaw-Timeout-Ms must be a whole number from 1 to 86400000.'))
+        return
       }
     }
     this.#run(rawName, request, response, { trigger: 'invoke', timeoutMs })
@@ -89,7 +92,8 @@ export class InvokePaths {
       version = this.#parts.active(functionName(rawName))
       length = this.#checkedLength(request)
     } catch (error) {
-      return refuse(request, response, toThawError(error))
+      refuse(request, response, toThawError(error))
+      return
     }
     const contentType = request.headers['content-type'] ?? ''
     const start = (body: InvokeRequest['body'], bodyBytes: number) => {

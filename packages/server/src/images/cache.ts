@@ -94,6 +94,13 @@ export class ImageCache {
     return (await readJson(this.#pointerPath(key), pointerSchema.parse))?.digest ?? null
   }
 
+  /** What references and recipes were resolved to. */
+  async pointers(): Promise<{ ref: string; digest: string }[]> {
+    const names = await readdir(join(this.dir, 'refs'))
+    const pointers = await Promise.all(names.map((name) => readJson(join(this.dir, 'refs', name), pointerSchema.parse)))
+    return pointers.filter((pointer) => pointer !== null)
+  }
+
   async setPointer(key: string, ref: string, digest: string): Promise<void> {
     const path = this.#pointerPath(key)
     const temporary = join(this.dir, 'tmp', `${ownMark()}-${randomBytes(6).toString('hex')}`)

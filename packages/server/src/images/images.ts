@@ -4,6 +4,9 @@ import type { ImageSource } from '../drivers/driver.ts'
 import { ImageCache } from './cache.ts'
 import { buildHostTree, describeHost } from './host.ts'
 import type { ImageConfig, ImageManifest, Interpreters } from './manifest.ts'
+import { pullImage } from './oci-image.ts'
+import { parseReference } from './reference.ts'
+import { Registry } from './registry.ts'
 import { buildRuntimeImage, defaultNodeBinary, type RecipeName, recipeKey, runtimeImages } from './runtime-images.ts'
 import { SharedWork, type Watcher, type Watchers } from './shared-work.ts'
 
@@ -14,7 +17,15 @@ export interface ImagesOptions {
   nodeBinary?: string
   /** Folders of this machine that `host` shows beyond /usr and the like. */
   hostFolders?: readonly string[]
+  /** Registries (host:port) that speak plain HTTP; those on loopback may anyway. */
+  insecureRegistries?: readonly string[]
+  /** Credentials for registries, as `skopeo login` writes them. Default: where skopeo looks by itself. */
+  registryAuthFile?: string | null
+  /** Largest OCI image, unpacked. Default: 8 GiB. */
+  maxImageBytes?: number
 }
+
+const defaultMaxImageBytes = 8 * 1024 ** 3
 
 /** An image that is on disk. */
 export interface Image {
@@ -49,6 +60,8 @@ export class Images {
   readonly #cache: ImageCache
   readonly #nodeBinary: string
   readonly #hostFolders: readonly string[]
+  readonly #registry: Registry
+  readonly #maxImageBytes: number
   readonly #work = new SharedWork<Image>()
   /** Images that carry the mark of this process. */
   readonly #held = new Map<string, Image>()
@@ -59,6 +72,8 @@ export class Images {
     this.#cache = cache
     this.#nodeBinary = options.nodeBinary ?? defaultNodeBinary()
     this.#hostFolders = options.hostFolders ?? []
+    this.#registry = new Registry({ insecureRegistries: options.insecureRegistries ?? [], authFile: options.registryAuthFile ?? null })
+    this.#maxImageBytes = options.maxImageBytes ?? defaultMaxImageBytes
   }
 
   /** Opens the folder, and removes what builds of dead processes left in it. */
@@ -69,6 +84,9 @@ export class Images {
   /**
    * Gives the image, made first if it is not on disk. Idempotent. `onProgress` gets lines for people.
    *
+   * The tag of an OCI reference is looked up in its registry each time; a reference with a digest that is on disk asks
+   * nobody. What is pulled is content of a digest, so a tag that did not move costs no download.
+   *
    * Errors: `image_unresolvable`, `image_digest_mismatch` (the reference), `image_unavailable` (registry or mirror not
    * reachable, tools missing; try again), `disk_full`.
    */
@@ -77,10 +95,10 @@ export class Images {
       try {
         if (ref === 'host') return await this.#ensureHost(shared)
         if (isRecipe(ref)) return await this.#ensureRecipe(ref, shared)
+        return await this.#ensureOci(ref, shared)
       } catch (error) {
         throw shared.signal.aborted ? error : toThawError(error, 'image_unavailable')
       }
-      throw new ThawError('image_unresolvable', `There is no image ${ref}.`)
     })
   }
 
@@ -118,7 +136,8 @@ export class Images {
    * its own uses them. Errors: `image_not_found`, `image_in_use` (by another process).
    */
   async remove(refOrDigest: string): Promise<{ removed: string[]; freed_bytes: number }> {
-    const found = (await this.#cache.list()).filter(({ manifest }) => manifest.digest === refOrDigest || manifest.ref === refOrDigest)
+    const named = new Set((await this.#cache.pointers()).filter(({ ref }) => ref === refOrDigest).map(({ digest }) => digest))
+    const found = (await this.#cache.list()).filter(({ manifest }) => manifest.digest === refOrDigest || named.has(manifest.digest))
     if (found.length === 0) throw new ThawError('image_not_found', `There is no image ${refOrDigest} on this machine.`)
     const result = { removed: [] as string[], freed_bytes: 0 }
     for (const { manifest } of found) {
@@ -200,6 +219,28 @@ export class Images {
       say(`built in ${seconds} s: ${manifest.packages.length} packages, ${Math.round(manifest.size_bytes / 1024 / 1024)} MiB`)
       return manifest
     })
+  }
+
+  async #ensureOci(ref: string, shared: Watchers): Promise<Image> {
+    const reference = parseReference(ref)
+    requireRoot()
+    const key = `oci ${process.arch} ${ref}`
+    const known = reference.digest === null ? null : await this.#findKey(key)
+    if (known !== null) return known
+    const resolved = await this.#registry.resolve(reference, shared.signal)
+    const image = await this.#ensureKey(resolved.digest, ref, shared, async (folder) => {
+      await using temporary = await this.#cache.makeTemporary()
+      return pullImage(ref, reference, resolved, {
+        folder,
+        temporary: temporary.path,
+        registry: this.#registry,
+        maxBytes: this.#maxImageBytes,
+        onProgress: (step) => shared.onProgress(`image ${ref}: ${step}`),
+        signal: shared.signal,
+      })
+    })
+    await this.#cache.setPointer(key, ref, image.digest)
+    return image
   }
 
   /** The image that a key stands for: held already, on disk, or made now by `build` into `<folder>/rootfs`. */

@@ -67,6 +67,7 @@ export class RuntimeConnection {
   #reason: ThawError | undefined
   #waiting: { expect: 'hello' | 'ready'; resolve: (frame: Frame) => void; reject: (error: Error) => void } | undefined
   #early: Frame | undefined
+  #greeted = false
 
   constructor(socket: Duplex, onLog: (source: LogSource, text: string) => void) {
     this.#socket = socket
@@ -176,6 +177,7 @@ export class RuntimeConnection {
   #expect(expect: 'hello' | 'ready', signal: AbortSignal): Promise<Frame> {
     const early = this.#early
     this.#early = undefined
+    this.#greeted = true
     if (early !== undefined && expect === 'hello') return Promise.resolve(early)
     return new Promise((resolve, reject) => {
       const abort = () => reject(signal.reason)
@@ -213,7 +215,8 @@ export class RuntimeConnection {
     if (this.#reason !== undefined) return
     switch (frame.type) {
       case frameTypes.result:
-        return this.#result(frame)
+        this.#result(frame)
+        return
       case frameTypes.chunk: {
         const call = this.#callOf(frame, true)
         if (!call.cancelled && !call.sink.onChunk(frame.payload)) this.#socket.pause()
@@ -232,23 +235,31 @@ export class RuntimeConnection {
         return
       }
       case frameTypes.log:
-        return this.#log(frame)
+        this.#log(frame)
+        return
       case frameTypes.hello:
-        if (this.#waiting?.expect === 'hello') return this.#waiting.resolve(frame)
-        if (this.#early === undefined && this.#nextStream === 1) {
-          this.#early = frame
-          return
-        }
+        if (this.#greet('hello', frame)) return
         break
       case frameTypes.ready:
       case frameTypes.loadFailed:
-        if (this.#waiting?.expect === 'ready') return this.#waiting.resolve(frame)
+        if (this.#greet('ready', frame)) return
         break
       case frameTypes.pong:
       case frameTypes.hookDone:
         return
     }
     throw new FrameError(`unexpected frame of type ${frame.type}`)
+  }
+
+  /** A frame of the start. A hello may come before anyone waits for it; each comes once. */
+  #greet(expected: 'hello' | 'ready', frame: Frame): boolean {
+    if (this.#waiting?.expect === expected) {
+      this.#waiting.resolve(frame)
+      return true
+    }
+    if (expected !== 'hello' || this.#early !== undefined || this.#greeted) return false
+    this.#early = frame
+    return true
   }
 
   #result(frame: Frame): void {
@@ -263,8 +274,7 @@ export class RuntimeConnection {
   #log(frame: Frame): void {
     const source = frame.payload[0] === logSources.stderr ? 'stderr' : 'stdout'
     const text = frame.payload.toString('utf8', 1)
-    if (frame.stream === 0) return this.#onLog(source, text)
-    const call = this.#calls.get(frame.stream)
+    const call = frame.stream === 0 ? undefined : this.#calls.get(frame.stream)
     // A line that was on its way when its call ended is kept, but belongs to the instance.
     if (call === undefined) this.#onLog(source, text)
     else call.sink.onLog(source, text)
