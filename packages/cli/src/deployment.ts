@@ -4,7 +4,7 @@ import { type FunctionInput, isErrorCode, type Thaw, ThawError, type VersionItem
 export interface DeploymentOptions {
   /** Called with the number of the new version, before it is built. */
   onVersion?: (version: number) => void
-  /** Called with each line of the build. */
+  /** Called with each line of the build. Without it, the error of a build that failed carries the end of the log. */
   onLog?: (line: string) => void
   signal?: AbortSignal | undefined
 }
@@ -18,11 +18,13 @@ export async function deployAndFollow(thaw: Thaw, input: FunctionInput, options:
   const { signal } = options
   const number = await startBuild(thaw, input, signal)
   options.onVersion?.(number)
-  const log = await followLog(thaw, input.name, number, options)
-  const version = await builtVersion(thaw, input.name, number, signal)
+  const log = new LogTail(options.onLog)
+  const version = await builtVersion(thaw, input.name, number, log, signal)
   if (version.state === 'ready') return version
   const { code, message } = version.error ?? { code: 'internal', message: 'The build failed without saying why.' }
-  throw new ThawError(isErrorCode(code) ? code : 'internal', message, { details: { version: number, log: log.join('\n') } })
+  throw new ThawError(isErrorCode(code) ? code : 'internal', message, {
+    details: options.onLog === undefined ? { version: number, log: log.text } : { version: number },
+  })
 }
 
 /** Number of the version that this deploy made. */
@@ -34,29 +36,58 @@ async function startBuild(thaw: Thaw, input: FunctionInput, signal: AbortSignal 
   return items[0]?.version ?? item.version
 }
 
-/** Follows the log to its end and gives back its last lines. */
-async function followLog(thaw: Thaw, name: string, version: number, options: DeploymentOptions): Promise<string[]> {
-  const tail: string[] = []
-  const take = (line: string) => {
-    options.onLog?.(line)
-    tail.push(line)
-    if (tail.length > logTailLines) tail.shift()
+/** Follows the log until the version is built. A log may end too early: before its build begins, or when a server restarts. */
+async function builtVersion(thaw: Thaw, name: string, number: number, log: LogTail, signal: AbortSignal | undefined): Promise<VersionItem> {
+  for (let waitMs = firstPauseMs; ; waitMs = Math.min(waitMs * 2, longestPauseMs)) {
+    log.restart()
+    for await (const text of thaw.functions.buildLog(name, number, { follow: true, signal })) log.add(text)
+    const version = await thaw.functions.version(name, number, { signal })
+    if (version.state !== 'building') {
+      log.end()
+      return version
+    }
+    await pause(waitMs, undefined, signal === undefined ? {} : { signal })
   }
-  let held = ''
-  for await (const text of thaw.functions.buildLog(name, version, { follow: true, signal: options.signal })) {
-    const lines = (held + text).split('\n')
-    held = lines.pop() ?? ''
-    for (const line of lines) take(line)
-  }
-  if (held !== '') take(held)
-  return tail
 }
 
-/** The log may end a moment before the state changes. */
-async function builtVersion(thaw: Thaw, name: string, number: number, signal: AbortSignal | undefined): Promise<VersionItem> {
-  for (let waitMs = firstPauseMs; ; waitMs = Math.min(waitMs * 2, longestPauseMs)) {
-    const version = await thaw.functions.version(name, number, { signal })
-    if (version.state !== 'building') return version
-    await pause(waitMs, undefined, signal === undefined ? {} : { signal })
+/** Passes each line of a log on once, however often the log is read from its start, and keeps the last ones. */
+class LogTail {
+  readonly #onLine: ((line: string) => void) | undefined
+  readonly #tail: string[] = []
+  #held = ''
+  /** Characters taken so far, and how many of them the reading that runs still has to pass over. */
+  #taken = 0
+  #known = 0
+
+  constructor(onLine: ((line: string) => void) | undefined) {
+    this.#onLine = onLine
+  }
+
+  get text(): string {
+    return this.#tail.join('\n')
+  }
+
+  restart(): void {
+    this.#known = this.#taken
+  }
+
+  add(text: string): void {
+    const fresh = text.slice(this.#known)
+    this.#known = Math.max(0, this.#known - text.length)
+    this.#taken += fresh.length
+    const lines = (this.#held + fresh).split('\n')
+    this.#held = lines.pop() ?? ''
+    for (const line of lines) this.#take(line)
+  }
+
+  end(): void {
+    if (this.#held !== '') this.#take(this.#held)
+    this.#held = ''
+  }
+
+  #take(line: string): void {
+    this.#onLine?.(line)
+    this.#tail.push(line)
+    if (this.#tail.length > logTailLines) this.#tail.shift()
   }
 }

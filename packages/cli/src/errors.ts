@@ -57,7 +57,7 @@ export function reportError(output: Output, error: unknown): void {
     return
   }
   output.error(`${output.red('error:')} ${error.message}`)
-  for (const line of detailLines(error.details)) output.error(`  ${line}`)
+  for (const line of detailLines(error)) output.error(`  ${line}`)
   output.error(`${output.dim('fix:')} ${error.fix}`)
   if (error.requestId !== undefined) output.error(output.dim(`request: ${error.requestId}`))
 }
@@ -67,12 +67,12 @@ export function bodyOf(error: ThawError): ErrorBody {
 }
 
 /** The parts of details that help a person: the failure of the code, the log of a build, the fields of a request. */
-function detailLines(details: unknown): string[] {
+function detailLines({ details, message: shown }: ThawError): string[] {
   if (typeof details !== 'object' || details === null) return []
   const { type, message, stack, log, problems, issues, invocation_id } = details as Record<string, unknown>
   const lines: string[] = []
   if (typeof stack === 'string' && stack !== '') lines.push(...stack.trimEnd().split('\n'))
-  else if (typeof message === 'string') lines.push(typeof type === 'string' ? `${type}: ${message}` : message)
+  else if (typeof message === 'string' && !shown.includes(message)) lines.push(typeof type === 'string' ? `${type}: ${message}` : message)
   if (typeof log === 'string') lines.push(...log.trimEnd().split('\n').slice(-20))
   for (const problem of [problems, issues, details].find((value) => Array.isArray(value)) ?? []) lines.push(problemLine(problem))
   if (typeof invocation_id === 'string') lines.push(`invocation: ${invocation_id}`)
@@ -84,5 +84,5 @@ function problemLine(problem: unknown): string {
   const { path, field, key, message, expected } = problem as Record<string, unknown>
   const where = Array.isArray(path) ? path.join('.') : (path ?? field ?? key)
   const what = message ?? expected
-  return where === undefined || what === undefined ? JSON.stringify(problem) : `${String(where)}: ${String(what)}`
+  return where === undefined || where === '' || what === undefined ? JSON.stringify(problem) : `${String(where)}: ${String(what)}`
 }

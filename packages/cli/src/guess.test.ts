@@ -36,7 +36,7 @@ test.each([
   ['a Node.js program', { 'main.js': 'console.log(1)' }, 'node', 'stdio', 'main.js'],
   ['a Go function', { 'go.mod': 'module x', 'main.go': 'func main() { function.Start(handler) }' }, 'go', 'handler', undefined],
   ['a Go program', { 'main.go': 'func main() {}' }, 'go', 'stdio', undefined],
-  ['a bootstrap', { bootstrap: '#!/bin/sh' }, 'custom', 'stdio', 'bootstrap'],
+  ['a bootstrap', { bootstrap: '#!/bin/sh' }, 'custom', 'stdio', './bootstrap'],
 ])('%s is recognised', async (_what, files: Record<string, string>, runtime, contract, handler) => {
   expect(await guessFunction(await folderOf(files))).toMatchObject({ runtime, contract, handler })
 })

@@ -119,8 +119,8 @@ async function guessCustom(folder: Folder): Promise<Guess | null> {
   return {
     runtime: 'custom',
     contract: 'stdio',
-    handler: 'bootstrap',
-    main: 'bootstrap',
+    handler: './bootstrap',
+    main: './bootstrap',
     reasons: ['an executable named bootstrap is there'],
   }
 }

@@ -35,8 +35,8 @@ export async function runQuickstart(thaw: Thaw, output: Output, signal: AbortSig
 
 /** Resolves with the driver of the version. */
 async function deployExample(thaw: Thaw, definition: QuickstartFunction, output: Output, signal: AbortSignal): Promise<string> {
-  const onLog = (line: string) => output.note(`  ${definition.name}: ${line}`)
-  return (await deployAndFollow(thaw, await inputOf(definition), { onLog, signal })).driver
+  const shown = output.json ? {} : { onLog: (line: string) => output.note(`  ${definition.name}: ${line}`) }
+  return (await deployAndFollow(thaw, await inputOf(definition), { ...shown, signal })).driver
 }
 
 async function check(thaw: Thaw, definition: QuickstartFunction, driver: string, signal: AbortSignal): Promise<Row> {

@@ -42,7 +42,7 @@ export async function responseError(response: Response, url: string): Promise<At
   const text = await response.text()
   const error = errorOfBody(parsed(text), response.headers)
   if (error !== null) {
-    const busy = response.status === 429 || response.status === 503
+    const busy = error.retryable && (response.status === 429 || response.status === 503)
     return { error, sent: true, retryAfterMs, final: !busy || retryAfterMs === undefined }
   }
   return {
@@ -65,10 +65,16 @@ export function errorOfBody(body: unknown, headers?: Headers): ThawError | null 
   const known = isErrorCode(code)
   const result = new ThawError(known ? code : 'internal', known ? message : `${message} (${code})`, {
     ...(typeof fix === 'string' ? { fix } : {}),
-    details,
+    details: withInvocation(details, headers?.get('thaw-invocation-id') ?? null),
   })
   result.requestId = typeof request_id === 'string' ? request_id : (headers?.get('x-request-id') ?? undefined)
   return result
+}
+
+/** An invocation that failed has a record and logs; its id leads there. */
+function withInvocation(details: unknown, invocationId: string | null): unknown {
+  if (invocationId === null || (details !== undefined && (typeof details !== 'object' || details === null))) return details
+  return { ...details, invocation_id: invocationId }
 }
 
 /** Retry-After is seconds or a date (RFC 9110, 10.2.3). */

@@ -99,10 +99,14 @@ export class Functions {
    * `out_of_memory`, …, with the type, message and stack of its own language in `details`.
    */
   async invoke<Value = unknown>(name: string, payload?: Payload, options: InvokeOptions = {}): Promise<InvokeResult<Value>> {
-    return this.#http.send(invokeRequest(name, payload, 'sync', options), async (response) => ({
-      value: (await readValue(response)) as Value,
-      ...invocationOf(response.headers),
-    }))
+    return this.#http.send(invokeRequest(name, payload, 'sync', options), async (response) => {
+      const invocation = invocationOf(response.headers)
+      const value = await readValue(response).catch(async (error: unknown) => {
+        // A handler that streams can fail when its answer has begun, also for those who wait for all of it.
+        throw await this.#streamFailure(error, invocation.invocation_id, options.signal)
+      })
+      return { value: value as Value, ...invocation }
+    })
   }
 
   /** Invokes and comes back with the first piece of the answer. */

@@ -71,9 +71,18 @@ function encodePayload(payload: Payload): { body: Body; contentType: string } | 
 /** Reads the whole answer by its content type. */
 export async function readValue(response: Response): Promise<unknown> {
   const type = mediaType(response.headers.get('content-type'))
-  if (type === 'application/json' || type.endsWith('+json')) return response.json()
+  if (type === 'application/json' || type.endsWith('+json')) return parsedOrText(await response.text())
   if (type.startsWith('text/') || type === 'application/x-ndjson') return response.text()
   return new Uint8Array(await response.arrayBuffer())
+}
+
+/** Functions may call JSON what is none; the text says more than an error would. */
+function parsedOrText(text: string): unknown {
+  try {
+    return JSON.parse(text)
+  } catch {
+    return text
+  }
 }
 
 function mediaType(contentType: string | null): string {

@@ -43,7 +43,7 @@ export function register(program: Command, output: Output): void {
         const version = await output.progress.during(`deploying ${input.name}`, () =>
           deployAndFollow(thaw, input, {
             onVersion: (number) => output.note(`building ${input.name} version ${number}`),
-            onLog: (line) => output.note(`  ${line}`),
+            ...(output.json ? {} : { onLog: (line) => output.note(`  ${line}`) }),
             signal,
           }),
         )
