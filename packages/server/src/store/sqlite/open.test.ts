@@ -74,6 +74,20 @@ describe('a damaged file is refused and left as it is', () => {
   })
 })
 
+test('a damaged database that crashed keeps its log too', async () => {
+  const { dataDir, path } = await filledDir()
+  const running = await openTestStore({ dataDir })
+  await running.functions.create(functionRow('in the log'))
+  // What a crash leaves: the files as they are while the server runs.
+  const crashed = tempDir()
+  const files = ['thaw.db', 'thaw.db-wal'].map((name) => ({ from: join(dataDir, name), to: join(crashed, name) }))
+  for (const { from, to } of files) writeFileSync(to, from === path ? spoil(readFileSync(from)) : readFileSync(from))
+  const before = files.map(({ to }) => readFileSync(to))
+  expect(before[1]?.length).toBeGreaterThan(0)
+  await expect(open(crashed)).rejects.toMatchObject({ code: 'database_corrupt' })
+  for (const [index, { to }] of files.entries()) expect(readFileSync(to).equals(before[index] ?? Buffer.alloc(0)), to).toBe(true)
+})
+
 function spoil(content: Buffer): Buffer {
   content.fill(0xa5, 4096 * 4, 4096 * 40)
   return content
