@@ -64,12 +64,17 @@ export class Instance {
     const onLine = (source: LogSource, message: string) =>
       log({ sandboxId: id, invocationId: instance?.onlyInvocation ?? null, source, message })
     const lines = { stdout: new LineSplitter((line) => onLine('stdout', line)), stderr: new LineSplitter((line) => onLine('stderr', line)) }
+    // What was printed before there was an instance: it explains why there is none.
+    let printed = ''
     const spec: CreateSpec = {
       ...launch.spec,
       id,
       ready: 'runtime',
       start_timeout_ms: options.timeoutMs,
-      onOutput: (source, bytes) => lines[source].push(bytes),
+      onOutput: (source, bytes) => {
+        if (instance === undefined) printed = (printed + bytes.toString('utf8')).slice(-4096)
+        lines[source].push(bytes)
+      },
     }
     try {
       const handle = await driver.create(spec, options.signal)
@@ -89,6 +94,12 @@ export class Instance {
         throw new ThawError('start_failed', `Loading the code took longer than ${options.timeoutMs} ms.`, { cause: error })
       if (error instanceof ThawError && error.code === 'function_crashed') {
         throw new ThawError('handler_invalid', 'The code ended its process while it was loaded.', { cause: error })
+      }
+      if (error instanceof ThawError && error.code === 'driver_failed' && printed !== '') {
+        throw new ThawError('start_failed', `${error.message} It printed: ${printed.trim().slice(-500)}`, {
+          details: { output: printed },
+          cause: error,
+        })
       }
       throw error
     }

@@ -147,7 +147,7 @@ export class ImageCache {
   async remove(digest: string, keep: (lastUsedAt: number) => boolean = () => false): Promise<number | null> {
     const path = this.#path(digest)
     await using doomed = await this.makeTemporary()
-    return withLock(this.#lock('images'), async () => {
+    return await withLock(this.#lock('images'), async () => {
       const manifest = await this.read(digest)
       if (manifest === null) return 0
       if (keep(await this.#lastUsed(digest)) || (await this.usedElsewhere(digest))) return null

@@ -230,7 +230,7 @@ export class Images {
     const resolved = await this.#registry.resolve(reference, shared.signal)
     const image = await this.#ensureKey(resolved.digest, ref, shared, async (folder) => {
       await using temporary = await this.#cache.makeTemporary()
-      return pullImage(ref, reference, resolved, {
+      return await pullImage(ref, reference, resolved, {
         folder,
         temporary: temporary.path,
         registry: this.#registry,

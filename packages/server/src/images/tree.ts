@@ -87,7 +87,8 @@ export class Tree {
       }
     } catch (error) {
       tar.destroy()
-      if (error instanceof ThawError || signal?.aborted || (error as { code?: unknown }).code !== undefined) throw error
+      // The disk names the system call that failed; everything else is the fault of the layer.
+      if (error instanceof ThawError || signal?.aborted || (error as { syscall?: unknown }).syscall !== undefined) throw error
       throw new ThawError('image_unresolvable', `A layer of the image cannot be read: ${(error as Error).message}`, { cause: error })
     }
     if (tar.errored) await failed

@@ -1,0 +1,252 @@
+import { once } from 'node:events'
+import { chmodSync, copyFileSync, existsSync, mkdirSync, readFileSync, statSync, writeFileSync } from 'node:fs'
+import { join } from 'node:path'
+import { newId, ThawError } from '@thaw/protocol'
+import { afterAll, beforeAll, describe, expect, test } from 'vitest'
+import { type CreateSpec, type Driver, idShift, type Prepared } from '../../packages/server/src/drivers/driver.ts'
+import { OciDriver } from '../../packages/server/src/drivers/oci/index.ts'
+import { ProcessDriver } from '../../packages/server/src/drivers/process/index.ts'
+import { findProcesses, waitUntil } from '../../packages/server/src/drivers/processes.ts'
+import { Images } from '../../packages/server/src/images/images.ts'
+import { whyNot } from '../support/engines.ts'
+import { imagesDir } from '../support/images.ts'
+import { tempDir } from '../support/temp.ts'
+
+/** One suite for the contract of drivers, run over each. */
+const kinds: { kind: string; open: (dataDir: string) => Driver }[] = [
+  { kind: 'process', open: (dataDir) => new ProcessDriver({ dataDir }) },
+  { kind: 'oci', open: (dataDir) => new OciDriver({ dataDir }) },
+]
+
+for (const { kind, open } of kinds) {
+  const dir = tempDir()
+  const dataDir = join(dir.path, 'data')
+  const share = join(dir.path, 'share')
+  const out = join(dir.path, 'out')
+  mkdirSync(dataDir, { mode: 0o711 })
+  mkdirSync(share, { mode: 0o755 })
+  mkdirSync(out)
+  copyFileSync(new URL('./fixtures/echo.py', import.meta.url), join(share, 'echo.py'))
+  chmodSync(join(share, 'echo.py'), 0o644)
+  const driver = open(dataDir)
+  const skip = await whyNot(driver)
+
+  describe.skipIf(skip !== null)(`driver ${kind}${skip === null ? '' : ` (skipped: ${skip})`}`, () => {
+    let image: Prepared
+    const made = new Set<string>()
+
+    beforeAll(async () => {
+      const images = await Images.open({ imagesDir: imagesDir() })
+      image = await driver.prepare((await images.ensure('host')).source)
+    })
+
+    afterAll(async () => {
+      for (const id of made) await driver.destroy(id)
+      await driver.close()
+      dir[Symbol.dispose]()
+    })
+
+    function spec(change: Partial<CreateSpec> & Pick<CreateSpec, 'argv'>): CreateSpec {
+      const id = newId('sbx')
+      made.add(id)
+      return {
+        id,
+        image,
+        env: { PATH: '/usr/bin:/bin', THAW_RUNTIME_SOCKET: '/thaw/run/runtime.sock' },
+        cwd: '/',
+        mounts: [{ source: share, target: '/function', readonly: true }],
+        resources: { memory_mib: 64, cpus: 1, pids: 32, tmp_mib: 8 },
+        network: 'none',
+        user: 'function',
+        root: 'readonly',
+        ready: 'started',
+        start_timeout_ms: 10_000,
+        ...change,
+      }
+    }
+    const echo = (change: Partial<CreateSpec> = {}) => spec({ argv: ['python3', '-u', '/function/echo.py'], ready: 'runtime', ...change })
+    const shell = (script: string, change: Partial<CreateSpec> = {}) => spec({ argv: ['/bin/sh', '-c', script], ...change })
+
+    /** Runs a shell script to its end. */
+    async function run(script: string, change: Partial<CreateSpec> = {}) {
+      const output = { stdout: '', stderr: '' }
+      const sandbox = shell(script, {
+        onOutput: (source, bytes) => {
+          output[source] += bytes.toString()
+        },
+        ...change,
+      })
+      await driver.create(sandbox)
+      const exit = await driver.wait(sandbox.id)
+      return { ...output, exit, id: sandbox.id }
+    }
+
+    test('create resolves when the runtime listens, and dial reaches it', async () => {
+      const sandbox = echo()
+      const handle = await driver.create(sandbox)
+      expect(handle.id).toBe(sandbox.id)
+      const stream = await driver.dial(sandbox.id, 'runtime')
+      stream.write('there and back')
+      const [answer] = await once(stream, 'data')
+      expect(String(answer)).toBe('there and back')
+      stream.destroy()
+      await driver.destroy(sandbox.id)
+    })
+
+    test('a program that ends before it listens fails the start and leaves nothing', async () => {
+      const sandbox = echo({ argv: ['/bin/sh', '-c', 'exit 3'] })
+      await expect(driver.create(sandbox)).rejects.toMatchObject({ code: 'driver_failed' })
+      expect(await driver.inspect(sandbox.id)).toBeNull()
+      expect(await driver.list()).not.toContain(sandbox.id)
+    })
+
+    test('a program that does not exist fails the start and leaves nothing', async () => {
+      const sandbox = spec({ argv: ['/no/such/program'], ready: 'runtime' })
+      await expect(driver.create(sandbox)).rejects.toBeInstanceOf(ThawError)
+      expect(await driver.list()).not.toContain(sandbox.id)
+    })
+
+    test('a start that takes too long is given up and leaves nothing', async () => {
+      const sandbox = shell('sleep 60', { ready: 'runtime', start_timeout_ms: 300 })
+      await expect(driver.create(sandbox)).rejects.toMatchObject({ code: 'driver_failed', message: expect.stringContaining('300 ms') })
+      expect(await driver.list()).not.toContain(sandbox.id)
+    })
+
+    test('a start that is abandoned rejects with the reason and leaves nothing', async () => {
+      const sandbox = shell('sleep 60', { ready: 'runtime' })
+      const abandon = new AbortController()
+      const created = driver.create(sandbox, abandon.signal)
+      abandon.abort(new Error('changed my mind'))
+      await expect(created).rejects.toThrow('changed my mind')
+      expect(await driver.list()).not.toContain(sandbox.id)
+    })
+
+    test('wait tells the exit code, and output comes apart as stdout and stderr', async () => {
+      const { stdout, stderr, exit } = await run('echo to stdout; echo to stderr >&2; exit 7')
+      expect({ stdout, stderr }).toEqual({ stdout: 'to stdout\n', stderr: 'to stderr\n' })
+      expect(exit).toMatchObject({ code: 7, out_of_memory: false })
+    })
+
+    test('environment and working directory are those of the spec, and nothing of the server leaks in', async () => {
+      process.env.THAW_TEST_SECRET = 'of the server'
+      const { stdout } = await run('echo "$COLOUR|$THAW_TEST_SECRET|$(pwd)"', {
+        env: { PATH: '/usr/bin:/bin', COLOUR: 'blue' },
+        cwd: '/usr',
+      })
+      expect(stdout.trim()).toBe('blue||/usr')
+    })
+
+    test('code does not run as root of the host, also when it is root inside', async () => {
+      for (const user of ['function', 'root'] as const) {
+        const mark = join(out, user)
+        writeFileSync(mark, '')
+        chmodSync(mark, 0o666)
+        mkdirSync(join(out, `dir-${user}`), { mode: 0o777 })
+        chmodSync(join(out, `dir-${user}`), 0o777)
+        const { exit, stderr } = await run('touch /mnt/made || touch "$D/made"', {
+          user,
+          env: { PATH: '/usr/bin:/bin', D: '/data' },
+          mounts: [{ source: join(out, `dir-${user}`), target: '/data', readonly: false }],
+        })
+        expect(stderr.includes('/data/made')).toBe(false)
+        expect(exit.code).toBe(0)
+        const owner = statSync(join(out, `dir-${user}`, 'made')).uid
+        expect(owner).not.toBe(0)
+        expect(owner).toBeGreaterThanOrEqual(idShift)
+      }
+    })
+
+    test('a read-only mount cannot be written', async () => {
+      const { exit } = await run('echo x > /function/new 2>/dev/null')
+      expect(exit.code).not.toBe(0)
+      expect(existsSync(join(share, 'new'))).toBe(false)
+    })
+
+    test('inspect follows a sandbox from running to exited to gone', async () => {
+      const sandbox = echo()
+      await driver.create(sandbox)
+      expect(await driver.inspect(sandbox.id)).toMatchObject({ state: 'running', out_of_memory: false })
+      ;(await driver.dial(sandbox.id, 'runtime')).destroy()
+      await driver.wait(sandbox.id)
+      expect(await driver.inspect(sandbox.id)).toMatchObject({ state: 'exited', pid: null })
+      expect(await driver.list()).toContain(sandbox.id)
+      await driver.destroy(sandbox.id)
+      expect(await driver.inspect(sandbox.id)).toBeNull()
+    })
+
+    test('destroy is idempotent and takes ids that never existed', async () => {
+      const sandbox = echo()
+      await driver.create(sandbox)
+      await Promise.all([driver.destroy(sandbox.id), driver.destroy(sandbox.id)])
+      await driver.destroy(sandbox.id)
+      await driver.destroy(newId('sbx'))
+    })
+
+    test('destroy ends daemons that left their session', async () => {
+      const mark = `daemon-${Date.now()}`
+      const sandbox = shell(`setsid sh -c 'exec -a ${mark} sleep 300' & sleep 300`, {
+        argv: ['/bin/bash', '-c', `setsid bash -c 'exec -a ${mark} sleep 300' & echo up; sleep 300`],
+      })
+      let up: () => void = () => {}
+      const isUp = new Promise<void>((resolve) => {
+        up = resolve
+      })
+      await driver.create({ ...sandbox, onOutput: () => up() })
+      await isUp
+      expect(await waitUntil(() => withArgument(mark).length === 1, 5_000)).toBe(true)
+      await driver.destroy(sandbox.id)
+      expect(withArgument(mark)).toEqual([])
+    })
+
+    test('a driver opened anew on the same folder finds and destroys what the old one made', async () => {
+      const mark = `left-${Date.now()}`
+      const sandbox = shell('', { argv: ['/bin/bash', '-c', `exec -a ${mark} sleep 300`] })
+      await driver.create(sandbox)
+      expect(await waitUntil(() => withArgument(mark).length === 1, 5_000)).toBe(true)
+      const next = open(dataDir)
+      expect(await next.list()).toContain(sandbox.id)
+      expect(await next.inspect(sandbox.id)).toMatchObject({ state: 'running' })
+      await next.destroy(sandbox.id)
+      expect(withArgument(mark)).toEqual([])
+      expect(await next.list()).not.toContain(sandbox.id)
+      await driver.destroy(sandbox.id)
+    })
+
+    test('close leaves sandboxes running', async () => {
+      const sandbox = echo()
+      await driver.create(sandbox)
+      await driver.close()
+      expect(await driver.inspect(sandbox.id)).toMatchObject({ state: 'running' })
+      await driver.destroy(sandbox.id)
+    })
+
+    test('a socket that was swapped for a link to one of the host is not connected to', async () => {
+      const sandbox = shell('ln -s /tmp/some-host-socket "$D/x" ; mv "$D/x" "$D/runtime.sock"; sleep 60', {
+        ready: 'started',
+        env: { PATH: '/usr/bin:/bin', D: '/thaw/run' },
+      })
+      await driver.create(sandbox)
+      let error: unknown
+      await waitUntil(() => findProcesses((pid) => readQuietly(`/proc/${pid}/comm`).trim() === 'sleep').length > 0, 5_000)
+      try {
+        await driver.dial(sandbox.id, 'runtime')
+      } catch (caught) {
+        error = caught
+      }
+      expect(error).toMatchObject({ code: 'driver_failed' })
+      await driver.destroy(sandbox.id)
+    })
+  })
+}
+
+function readQuietly(path: string): string {
+  try {
+    return readFileSync(path, 'latin1')
+  } catch {
+    return ''
+  }
+}
+
+function withArgument(text: string): number[] {
+  return findProcesses((pid) => readQuietly(`/proc/${pid}/cmdline`).split('\0').includes(text))
+}
