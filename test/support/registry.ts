@@ -44,8 +44,8 @@ export function registryMissing(): string | null {
 export async function layer(...entries: LayerEntry[]): Promise<Buffer> {
   const tar = pack()
   for (const { content, ...header } of entries) {
-    if (content === undefined) tar.entry(header)
-    else tar.entry(header, content)
+    if (content === undefined && (header.type ?? 'file') !== 'file') tar.entry(header)
+    else tar.entry(header, content ?? '')
   }
   tar.finalize()
   const parts: Buffer[] = []

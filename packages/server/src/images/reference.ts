@@ -26,8 +26,8 @@ export function parseReference(ref: string): Reference {
     })
   }
   const [, name = '', prefix, tag, digest] = match
-  // A first part without a dot or port is a part of the name.
-  const registry = prefix !== undefined && (/[.:]/.test(prefix) || prefix === 'localhost') ? prefix : null
+  // A first part without a dot, port or capital letter is a part of the name.
+  const registry = prefix !== undefined && (/[.:A-Z]/.test(prefix) || prefix === 'localhost') ? prefix : null
   return { registry, name, tag: tag ?? null, digest: digest ?? null }
 }
 
