@@ -1,3 +1,4 @@
+import { once } from 'node:events'
 import { styleText } from 'node:util'
 import { Progress } from './progress.ts'
 
@@ -23,8 +24,9 @@ export class Output {
     if (text !== '') process.stdout.write(text.endsWith('\n') ? text : `${text}\n`)
   }
 
-  bytes(bytes: Uint8Array): void {
-    process.stdout.write(bytes)
+  /** Resolves when the reader can take more, so that a long stream is not gathered in memory. */
+  async bytes(bytes: Uint8Array): Promise<void> {
+    if (!process.stdout.write(bytes)) await once(process.stdout, 'drain')
   }
 
   /** A remark beside the result. */

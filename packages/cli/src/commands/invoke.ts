@@ -54,7 +54,7 @@ async function printAnswer({ output, thaw, signal }: Context, name: string, payl
     output.line(JSON.stringify({ ...result, value: jsonValue(result.value) }))
     return
   }
-  if (result.value instanceof Uint8Array) output.bytes(result.value)
+  if (result.value instanceof Uint8Array) await output.bytes(result.value)
   else if (typeof result.value === 'string' && !isJson(result.contentType)) output.line(result.value)
   else output.line(JSON.stringify(result.value, null, process.stdout.isTTY ? 2 : 0))
   // Only for eyes: a script that joins both outputs should get the answer alone.
@@ -71,7 +71,7 @@ async function printStream({ output, thaw, signal }: Context, name: string, payl
     output.line(JSON.stringify({ invocation_id, boot_method, contentType }))
     return
   }
-  for await (const chunk of stream) output.bytes(chunk)
+  for await (const chunk of stream) await output.bytes(chunk)
 }
 
 async function readPayload(text: string | undefined, contentType: string | undefined): Promise<TypedPayload> {
