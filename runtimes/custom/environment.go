@@ -1,0 +1,68 @@
+//go:build linux
+
+package main
+
+import (
+	"bytes"
+	"sort"
+	"strconv"
+	"strings"
+
+	"thaw/protocol"
+)
+
+// maxVariableBytes is the kernel's MAX_ARG_STRLEN: a longer NAME=value, with its zero byte, cannot be passed at all.
+const maxVariableBytes = 128 << 10
+
+type environment map[string]string
+
+func environmentOf(pairs []string, more map[string]string) environment {
+	env := environment{}
+	for _, pair := range pairs {
+		if name, value, found := strings.Cut(pair, "="); found && protocol.ForUser(pair) {
+			env[name] = value
+		}
+	}
+	for name, value := range more {
+		env[name] = value
+	}
+	return env
+}
+
+// of returns the environment of the program of one invocation.
+func (env environment) of(call *protocol.Call, function, payloadFile string, withPayload bool) []string {
+	meta := call.Meta
+	own := environment{
+		"THAW_INVOCATION_ID": meta.ID,
+		"THAW_ATTEMPT":       strconv.Itoa(meta.Attempt),
+		"THAW_DEADLINE_MS":   strconv.FormatInt(meta.DeadlineMs, 10),
+		"THAW_FUNCTION_NAME": function,
+	}
+	if meta.HTTP != nil {
+		own["THAW_HTTP_METHOD"] = meta.HTTP.Method
+		own["THAW_HTTP_PATH"] = meta.HTTP.Path
+		own["THAW_HTTP_QUERY"] = meta.HTTP.Query
+	}
+	if payloadFile != "" {
+		own["FUNCTION_PAYLOAD_FILE"] = payloadFile
+	}
+	if withPayload && fitsVariable("FUNCTION_PAYLOAD", call.Body) {
+		own["FUNCTION_PAYLOAD"] = string(call.Body)
+	}
+	pairs := make([]string, 0, len(env)+len(own))
+	for name, value := range env {
+		if _, replaced := own[name]; !replaced {
+			pairs = append(pairs, name+"="+value)
+		}
+	}
+	for name, value := range own {
+		pairs = append(pairs, name+"="+value)
+	}
+	sort.Strings(pairs)
+	return pairs
+}
+
+// fitsVariable reports whether an environment variable can hold the value: it is short, and without zero bytes.
+func fitsVariable(name string, value []byte) bool {
+	return len(name)+len("=")+len(value)+1 <= maxVariableBytes && bytes.IndexByte(value, 0) < 0
+}

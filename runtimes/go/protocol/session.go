@@ -1,0 +1,200 @@
+// Package protocol is the runtime's end of the runtime protocol (docs/runtime-protocol.md). It is for programs that are
+// runtimes: thaw/function and the stdio launcher. Functions import thaw/function instead.
+//
+// A runtime calls Accept once, loads the code, says Ready or LoadFailed, and meanwhile runs Serve, which calls it for each
+// invocation on a goroutine of its own.
+package protocol
+
+import (
+	"bufio"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"strings"
+	"sync"
+	"time"
+)
+
+// SocketVariable names the environment variable with the path of the socket to listen on.
+const SocketVariable = "THAW_RUNTIME_SOCKET"
+
+// VariablePrefix begins the names of the variables that are meant for the runtime, not for the code that it runs.
+const VariablePrefix = "THAW_RUNTIME_"
+
+const version = 1
+
+// Session is the one connection to the worker. Its methods may be called from several goroutines.
+type Session struct {
+	conn     net.Conn
+	reader   *bufio.Reader
+	loadedAt time.Time
+
+	writing sync.Mutex
+
+	mutex sync.Mutex
+	calls map[uint32]*Call
+}
+
+// Accept waits for the worker on the socket that the environment names, greets it, and returns what it says to load.
+func Accept(runtimeName, runtimeVersion string) (*Session, Load, error) {
+	var load Load
+	conn, err := acceptOne(os.Getenv(SocketVariable))
+	if err != nil {
+		return nil, load, err
+	}
+	session := &Session{conn: conn, reader: bufio.NewReaderSize(conn, 64<<10), calls: map[uint32]*Call{}}
+	session.sendJSON(frameHello, 0, map[string]any{
+		"protocol": version, "runtime": runtimeName, "runtime_version": CutText(runtimeVersion, 64),
+	})
+	first, err := readFrame(session.reader)
+	if err != nil {
+		return nil, load, err
+	}
+	if first.kind != frameLoad {
+		return nil, load, fmt.Errorf("the first frame has type %#x, not load", first.kind)
+	}
+	session.loadedAt = time.Now()
+	return session, load, json.Unmarshal(first.payload, &load)
+}
+
+// acceptOne listens under another name first: once the socket has its own, connecting to it succeeds.
+func acceptOne(path string) (net.Conn, error) {
+	if path == "" {
+		return nil, errors.New(SocketVariable + " is not set: this program is started by thaw")
+	}
+	temporary := path + ".tmp"
+	listener, err := net.ListenUnix("unix", &net.UnixAddr{Name: temporary, Net: "unix"})
+	if err != nil {
+		return nil, err
+	}
+	defer listener.Close()
+	listener.SetUnlinkOnClose(false)
+	if err := os.Rename(temporary, path); err != nil {
+		return nil, err
+	}
+	return listener.Accept()
+}
+
+// Ready says that the code is loaded; Serve may deliver invocations from now on.
+func (session *Session) Ready() {
+	milliseconds := float64(time.Since(session.loadedAt).Microseconds()) / 1000
+	session.sendJSON(frameReady, 0, map[string]any{"init_ms": milliseconds})
+}
+
+// LoadFailed says why the code cannot be used. The worker then ends the connection.
+func (session *Session) LoadFailed(failure Failure) {
+	failure.Reason = ""
+	session.sendJSON(frameLoadFailed, 0, failure.bounded())
+}
+
+// Log sends one line, without its line break, that belongs to an invocation's stream, or to none (0).
+func (session *Session) Log(stream uint32, source Source, line string) {
+	text := validText(line)
+	payload := make([]byte, 1, 1+len(text))
+	payload[0] = byte(source)
+	session.send(frameLog, stream, append(payload, text...))
+}
+
+// Serve delivers invocations until the connection ends, and returns why it did.
+func (session *Session) Serve(invoke func(*Call)) error {
+	for {
+		next, err := readFrame(session.reader)
+		if err != nil {
+			return err
+		}
+		switch next.kind {
+		case frameInvoke:
+			call := &Call{Stream: next.stream, session: session, cancelled: make(chan struct{})}
+			if call.Body, err = splitMeta(next.payload, &call.Meta); err != nil {
+				return err
+			}
+			session.hold(call)
+			if !call.Meta.More {
+				go invoke(call)
+			}
+		case frameBody:
+			// Bodies of calls that were cancelled may still be on their way.
+			if call := session.held(next.stream); call != nil {
+				call.Body = append(call.Body, next.payload...)
+			}
+		case frameBodyEnd:
+			if call := session.held(next.stream); call != nil {
+				call.Meta.More = false
+				go invoke(call)
+			}
+		case frameCancel:
+			if call := session.held(next.stream); call != nil {
+				session.cancel(call)
+			}
+		case frameHook:
+			var hook struct {
+				Hook string `json:"hook"`
+			}
+			if err := json.Unmarshal(next.payload, &hook); err != nil {
+				return err
+			}
+			go session.sendJSON(frameHookDone, 0, map[string]any{"hook": hook.Hook})
+		case framePing:
+			// Not written here: while the worker takes no bytes, a cancel must still be read.
+			go session.send(framePong, 0, next.payload)
+		default:
+			return fmt.Errorf("a frame of type %#x, which the worker does not send", next.kind)
+		}
+	}
+}
+
+func (session *Session) cancel(call *Call) {
+	select {
+	case <-call.cancelled:
+		return
+	default:
+		close(call.cancelled)
+	}
+	// Without all of its body the call never started, so nothing else would answer.
+	if call.Meta.More && session.release(call) {
+		go session.sendJSON(frameFailed, call.Stream, cancelledFailure)
+	}
+}
+
+func (session *Session) hold(call *Call) {
+	session.mutex.Lock()
+	defer session.mutex.Unlock()
+	session.calls[call.Stream] = call
+}
+
+func (session *Session) held(stream uint32) *Call {
+	session.mutex.Lock()
+	defer session.mutex.Unlock()
+	return session.calls[stream]
+}
+
+// release reports whether the call was held: its last word may be said once.
+func (session *Session) release(call *Call) bool {
+	session.mutex.Lock()
+	defer session.mutex.Unlock()
+	_, held := session.calls[call.Stream]
+	delete(session.calls, call.Stream)
+	return held
+}
+
+func (session *Session) sendJSON(kind frameType, stream uint32, message any) {
+	session.send(kind, stream, mustEncode(message))
+}
+
+// send ignores errors: a connection that takes no more bytes has ended, and Serve hears of that.
+func (session *Session) send(kind frameType, stream uint32, parts ...[]byte) {
+	total := 0
+	for _, part := range parts {
+		total += len(part)
+	}
+	buffers := net.Buffers{encodeHeader(kind, stream, total)}
+	buffers = append(buffers, parts...)
+	session.writing.Lock()
+	defer session.writing.Unlock()
+	_, _ = buffers.WriteTo(session.conn)
+}
+
+// ForUser reports whether a NAME=value pair of the environment is meant for the code that a runtime runs.
+func ForUser(pair string) bool { return !strings.HasPrefix(pair, VariablePrefix) }
