@@ -45,6 +45,11 @@ interface Records {
 
 /** How long code may take to stop once it is told to, before its instance is destroyed. */
 const cancelGraceMs = 500
+/**
+ * After a longer call its instance is looked at before it gets the next one: the kernel may have killed a child of the code
+ * for want of memory, and what is left of such a sandbox is not to be trusted. Shorter ones have not filled a memory.
+ */
+const harmlessMs = 10
 /** Larger results are not kept in the record. */
 const maxKeptResultBytes = 16 * 1024
 
@@ -364,8 +369,11 @@ export class Invocation implements CallSink {
     if (lease === undefined) this.#waiting?.abort(new ThawError('cancelled'))
     else {
       lease.instance.finished(this.#stream)
-      if (clean) this.#parts.scheduler.release(lease, true)
-      else this.#stop(lease)
+      // A receiver that was slow to the last has no reason any more to say that it caught up.
+      if (this.#streaming) lease.instance.resume()
+      if (!clean) this.#stop(lease)
+      else if (this.#tEnded - this.#tStarted < harmlessMs) this.#parts.scheduler.release(lease, true)
+      else void lease.instance.outOfMemory().then((outOfMemory) => this.#parts.scheduler.release(lease, !outOfMemory))
     }
     this.#parts.finished(this)
     this.#settle?.()
