@@ -34,7 +34,7 @@ async function up(options: Options, output: Output): Promise<void> {
       await announce(thaw, output)
     }
     if (options.once !== true) {
-      if (options.quickstart === true) output.note(`\n${invitation(server.url)}`)
+      if (options.quickstart === true && !output.json) output.line(`\n${invitation(server.url)}`)
       await Promise.race([server.closed, aborted(stop.signal)])
     }
   } catch (error) {
