@@ -1,0 +1,694 @@
+"""The runtime of Python functions: one connection to the worker, frames of docs/runtime-protocol.md.
+
+With concurrency 1 everything happens on the main thread: read an invoke, run the handler, write the result. Otherwise
+the main thread only reads; handlers run on threads or, when they are async, on one event loop (_thaw_async.py).
+
+Only what every start needs is imported at the top, and C modules rather than the packages around them.
+"""
+
+import io
+import os
+import sys
+from _contextvars import ContextVar, copy_context
+from _socket import AF_UNIX, MSG_DONTWAIT, SOCK_STREAM
+from _socket import socket as Socket
+from _struct import Struct
+from _thread import RLock, allocate_lock, start_new_thread
+from time import perf_counter, time
+
+from _thaw_values import (
+    BYTES_TYPE,
+    JSON_TYPE,
+    PIECE_BYTES,
+    TEXT_TYPE,
+    encode_answer,
+    encode_json,
+    encode_piece,
+    event_of,
+    failure_of,
+    http_answer,
+    parse_json,
+    piece_type,
+    positional_arguments,
+    runtime_version,
+)
+
+LOAD, INVOKE, BODY, BODY_END, CANCEL, HOOK, PING = 0x01, 0x02, 0x03, 0x04, 0x05, 0x06, 0x07
+HELLO, READY, LOAD_FAILED, RESULT, CHUNK, END, FAILED, LOG, HOOK_DONE, PONG = range(0x80, 0x8A)
+
+HEADER = Struct(">IBI")
+META_SIZE = Struct(">I")
+MAX_PAYLOAD_BYTES = 1024 * 1024 + 64 * 1024
+# A line this long is cut: memory of an instance is not for log lines without an end.
+MAX_HELD_LOG_BYTES = 64 * 1024
+
+CO_COROUTINE, CO_ASYNC_GENERATOR = 0x80, 0x200
+
+
+def meta_bytes(meta):
+    data = encode_json(meta)
+    return META_SIZE.pack(len(data)) + data
+
+
+# The metas of almost all results, encoded once.
+WHOLE = {kind: meta_bytes({"content_type": kind, "more": False}) for kind in (JSON_TYPE, TEXT_TYPE, BYTES_TYPE)}
+
+
+class Reader:
+    """Frames out of the bytes of a connection."""
+
+    def __init__(self, conn):
+        self._receive = conn.recv_into
+        self._view = memoryview(bytearray(64 * 1024))
+        self._start = 0
+        self._end = 0
+
+    def next(self, flags=0):
+        """(type, stream, payload). With MSG_DONTWAIT: None when no whole frame is there yet."""
+        while True:
+            start = self._start
+            there = self._end - start
+            needed = 9
+            if there >= 9:
+                length, kind, stream = HEADER.unpack_from(self._view, start)
+                if not 5 <= length <= MAX_PAYLOAD_BYTES + 5:
+                    os._exit(1)
+                needed = length + 4
+                if there >= needed:
+                    payload = bytes(self._view[start + 9 : start + needed])
+                    if there == needed:
+                        self._start = self._end = 0
+                    else:
+                        self._start = start + needed
+                    return kind, stream, payload
+            if start + needed > len(self._view):
+                self._make_room(needed)
+            try:
+                received = self._receive(self._view[self._end :], 0, flags)
+            except BlockingIOError:
+                return None
+            except OSError:
+                received = 0
+            if received == 0:
+                os._exit(0)
+            self._end += received
+
+    def _make_room(self, needed):
+        rest = bytes(self._view[self._start : self._end])
+        if needed > len(self._view):
+            self._view = memoryview(bytearray(needed + 64 * 1024))
+        self._view[: len(rest)] = rest
+        self._start = 0
+        self._end = len(rest)
+
+
+class Context:
+    """What a handler may know of its invocation."""
+
+    __slots__ = ("invocation_id", "attempt", "deadline_ms", "function_name", "function_version", "memory_limit_mib")
+
+    def __init__(self, meta, load):
+        self.invocation_id = meta["id"]
+        self.attempt = meta["attempt"]
+        self.deadline_ms = meta["deadline_ms"]
+        self.function_name = load["function"]
+        self.function_version = load["version"]
+        self.memory_limit_mib = load["memory_mib"]
+
+    def remaining_ms(self):
+        """Milliseconds until the worker gives up on this invocation; never negative."""
+        return max(0, int(self.deadline_ms - time() * 1000))
+
+
+class Invocation:
+    __slots__ = ("stream", "meta", "body", "held", "done", "cancelled", "task")
+
+    def __init__(self, stream, meta, body):
+        self.stream = stream
+        self.meta = meta
+        self.body = body
+        # Output without its line end, by source: index 1 and 2.
+        self.held = None
+        self.done = False
+        self.cancelled = False
+        self.task = None
+
+
+class Runtime:
+    def __init__(self, conn):
+        self.conn = conn
+        self.reader = Reader(conn)
+        self.backlog = []
+        self.send_lock = allocate_lock()
+        # Reentrant: a destructor or signal handler may print while a line is being sent.
+        self.log_lock = RLock()
+        self.loop_lock = allocate_lock()
+        self.current = None
+        self.variable = ContextVar("thaw_invocation", default=None)
+        self.stray = [b"", b"", b""]
+        self.invocations = {}
+        self.uploads = {}
+        self.message = None
+        self.handler = None
+        self.arguments = 2
+        self.is_async = False
+        self.inline = True
+        self.threads = None
+        self.event_loop = None
+
+    # Frames out
+
+    def send(self, data):
+        try:
+            with self.send_lock:
+                self.conn.sendall(data)
+        except OSError:
+            os._exit(0)
+
+    def send_frame(self, kind, stream, payload=b""):
+        self.send(HEADER.pack(len(payload) + 5, kind, stream) + payload)
+
+    # Frames in
+
+    def serve(self):
+        self.send_frame(
+            HELLO, 0, encode_json({"protocol": 1, "runtime": "python", "runtime_version": runtime_version()})
+        )
+        while True:
+            kind, stream, payload = self.backlog.pop(0) if self.backlog else self.reader.next()
+            if kind == INVOKE:
+                size = META_SIZE.unpack_from(payload)[0]
+                meta = parse_json(payload[4 : 4 + size])
+                invocation = Invocation(stream, meta, payload[4 + size :])
+                self.invocations[stream] = invocation
+                if meta["more"]:
+                    self.uploads[stream] = bytearray(invocation.body)
+                else:
+                    self.start(invocation)
+            else:
+                self.receive(kind, stream, payload)
+
+    def receive(self, kind, stream, payload):
+        if kind == BODY:
+            upload = self.uploads.get(stream)
+            if upload is not None:
+                upload += payload
+        elif kind == BODY_END:
+            upload = self.uploads.pop(stream, None)
+            if upload is not None:
+                invocation = self.invocations[stream]
+                invocation.body = bytes(upload)
+                self.start(invocation)
+        elif kind == CANCEL:
+            self.cancel(stream)
+        elif kind == PING:
+            self.send_frame(PONG, 0, payload)
+        elif kind == HOOK:
+            self.run_hooks(parse_json(payload)["hook"])
+        elif kind == LOAD:
+            self.load(parse_json(payload))
+
+    def poll(self):
+        """Takes what has arrived while a handler has the main thread: cancels and pings now, the rest afterwards."""
+        while True:
+            frame = self.reader.next(MSG_DONTWAIT)
+            if frame is None:
+                return
+            if frame[0] == CANCEL or frame[0] == PING:
+                self.receive(*frame)
+            else:
+                self.backlog.append(frame)
+
+    def cancel(self, stream):
+        invocation = self.invocations.get(stream)
+        if invocation is None:
+            return
+        invocation.cancelled = True
+        if self.uploads.pop(stream, None) is not None:
+            self.fail(invocation, None)
+        elif self.event_loop is not None:
+            self.event_loop.cancel(invocation)
+
+    # Loading
+
+    def load(self, message):
+        started = perf_counter()
+        self.message = message
+        self.inline = message["concurrency"] <= 1
+        try:
+            self.find_handler(message)
+        except BaseException as error:
+            self.flush_held(0, self.stray)
+            self.send_frame(LOAD_FAILED, 0, encode_json(failure_of(error)))
+            return
+        self.flush_held(0, self.stray)
+        self.send_frame(READY, 0, encode_json({"init_ms": round((perf_counter() - started) * 1000, 3)}))
+
+    def find_handler(self, message):
+        code_dir = message["code_dir"]
+        os.environ.update(message["env"])
+        if "TZ" in message["env"]:
+            from time import tzset
+
+            tzset()
+        runtime_dir = os.path.abspath(sys.path.pop(0))
+        os.chdir(code_dir)
+        sys.path[:0] = [code_dir, os.path.join(code_dir, ".thaw", "python")]
+        sys.path.append(runtime_dir)
+        path, _, name = message["handler"].rpartition(".")
+        if path.startswith("./"):
+            path = path[2:]
+        module_name = path.replace("/", ".")
+        if module_name == "" or name == "":
+            raise ValueError("the handler %r is not of the form file.function" % message["handler"])
+        module = import_module(module_name, code_dir)
+        handler = getattr(module, name)
+        if not callable(handler):
+            raise TypeError("%s in %s is not callable: it is %s" % (name, module_name, type(handler).__name__))
+        self.arguments = positional_arguments(handler)
+        code = getattr(handler, "__code__", None)
+        self.is_async = code is not None and code.co_flags & (CO_COROUTINE | CO_ASYNC_GENERATOR) != 0
+        self.handler = handler
+        if self.is_async:
+            self.loop()
+        if not self.inline:
+            self.threads = Threads(self.run_in_thread, message["concurrency"])
+
+    def loop(self):
+        # Two threads may meet their first awaitable at once.
+        with self.loop_lock:
+            if self.event_loop is None:
+                from _thaw_async import EventLoop
+
+                self.event_loop = EventLoop(self)
+            return self.event_loop
+
+    # Running
+
+    def start(self, invocation):
+        if self.inline:
+            self.current = invocation
+            if self.is_async:
+                self.event_loop.run(invocation)
+            else:
+                self.run(invocation)
+            self.current = None
+        elif self.is_async:
+            self.event_loop.run(invocation)
+        else:
+            self.threads.put(invocation)
+
+    def run_in_thread(self, invocation):
+        copy_context().run(self.run_with_variable, invocation)
+
+    def run_with_variable(self, invocation):
+        self.variable.set(invocation)
+        self.run(invocation)
+
+    def run(self, invocation):
+        try:
+            value = self.call(invocation)
+            if value is not invocation:
+                kind = type(value)
+                if hasattr(kind, "__await__") or hasattr(kind, "__anext__"):
+                    self.loop().run(invocation, value)
+                else:
+                    self.answer(invocation, value)
+        except BaseException as error:
+            self.fail(invocation, error)
+
+    def call(self, invocation):
+        """What the handler returns; the invocation itself when its payload was malformed, which is answered here."""
+        try:
+            event = event_of(invocation.meta, invocation.body)
+        except (ValueError, RecursionError) as error:
+            self.fail(invocation, error, "invalid_payload")
+            return invocation
+        invocation.body = None
+        if self.arguments == 2:
+            return self.handler(event, Context(invocation.meta, self.message))
+        if self.arguments == 1:
+            return self.handler(event)
+        return self.handler()
+
+    # Answering
+
+    def split(self, invocation, value):
+        """(head, body): what an HTTP answer says besides its body."""
+        if invocation.meta["trigger"] == "http":
+            return http_answer(value)
+        return None, value
+
+    def answer(self, invocation, value):
+        head, value = self.split(invocation, value)
+        kind = type(value)
+        if hasattr(kind, "__anext__"):
+            self.loop().run(invocation, value, head)
+        elif hasattr(kind, "__next__"):
+            self.answer_pieces(invocation, head, value)
+        else:
+            self.answer_whole(invocation, head, value)
+
+    def answer_pieces(self, invocation, head, pieces):
+        stream = AnswerStream(self, invocation, head)
+        try:
+            for piece in pieces:
+                stream.write(piece)
+                if self.inline:
+                    self.poll()
+                if invocation.cancelled:
+                    break
+        finally:
+            close = getattr(pieces, "close", None)
+            if close is not None:
+                close()
+        stream.end()
+
+    def answer_whole(self, invocation, head, value):
+        kind, body = encode_answer(value)
+        if not self.finish(invocation):
+            return
+        stream = invocation.stream
+        more = len(body) > PIECE_BYTES
+        if head or more:
+            meta = meta_bytes(dict({"content_type": kind, "more": more}, **(head or {})))
+        else:
+            meta = WHOLE[kind]
+        if not more:
+            self.send(HEADER.pack(5 + len(meta) + len(body), RESULT, stream) + meta + body)
+            return
+        self.send_frame(RESULT, stream, meta + body[:PIECE_BYTES])
+        view = memoryview(body)
+        for offset in range(PIECE_BYTES, len(body), PIECE_BYTES):
+            self.send_frame(CHUNK, stream, bytes(view[offset : offset + PIECE_BYTES]))
+        self.send_frame(END, stream)
+
+    def fail(self, invocation, error, reason="error"):
+        if invocation.cancelled:
+            failure = {"type": "Cancelled", "message": "nobody waits for the answer any more"}
+            reason = "cancelled"
+        else:
+            failure = failure_of(error)
+        failure["reason"] = reason
+        if self.close(invocation):
+            self.send_frame(FAILED, invocation.stream, encode_json(failure))
+
+    def finish(self, invocation):
+        """Before the last word on an invocation: True when that may be a result. Ends it as cancelled otherwise."""
+        if invocation.cancelled:
+            self.fail(invocation, None)
+            return False
+        return self.close(invocation)
+
+    def close(self, invocation):
+        """Output up to here belongs to the invocation, later output to the instance. False: it was closed before."""
+        with self.log_lock:
+            if invocation.done:
+                return False
+            if invocation.held is not None:
+                self.flush_held(invocation.stream, invocation.held)
+            invocation.done = True
+        self.invocations.pop(invocation.stream, None)
+        return True
+
+    # Logs
+
+    def log(self, source, data):
+        with self.log_lock:
+            invocation = self.current if self.inline else self.variable.get()
+            if invocation is None or invocation.done:
+                stream, held = 0, self.stray
+            else:
+                stream, held = invocation.stream, invocation.held
+                if held is None:
+                    held = invocation.held = [b"", b"", b""]
+            cut = data.rfind(b"\n") + 1
+            if cut:
+                self.send_log(stream, source, held[source] + data[:cut])
+                held[source] = data[cut:]
+            else:
+                held[source] += data
+            if len(held[source]) >= MAX_HELD_LOG_BYTES:
+                whole = whole_characters(held[source])
+                self.send_log(stream, source, held[source][:whole])
+                held[source] = held[source][whole:]
+
+    def flush_log(self, source):
+        with self.log_lock:
+            invocation = self.current if self.inline else self.variable.get()
+            if invocation is None or invocation.done:
+                stream, held = 0, self.stray
+            else:
+                stream, held = invocation.stream, invocation.held
+            if held is not None and held[source]:
+                self.send_log(stream, source, held[source])
+                held[source] = b""
+
+    def flush_held(self, stream, held):
+        for source in (1, 2):
+            if held[source]:
+                self.send_log(stream, source, held[source])
+                held[source] = b""
+
+    def send_log(self, stream, source, data):
+        while len(data) > PIECE_BYTES:
+            whole = whole_characters(data[:PIECE_BYTES])
+            self.send_frame(LOG, stream, bytes((source,)) + data[:whole])
+            data = data[whole:]
+        self.send_frame(LOG, stream, bytes((source,)) + data)
+
+    # Hooks
+
+    def run_hooks(self, name):
+        done = {"hook": name}
+        try:
+            if name == "after_restore":
+                reseed()
+            for function in getattr(sys.modules.get("thaw"), "_hooks", {}).get(name, ()):
+                value = function()
+                if hasattr(type(value), "__await__"):
+                    self.loop().wait(value)
+        except BaseException as error:
+            done["error"] = failure_of(error)
+        self.flush_held(0, self.stray)
+        self.send_frame(HOOK_DONE, 0, encode_json(done))
+
+
+class AnswerStream:
+    """An answer in pieces: each is sent as it comes; the first decides on the content type."""
+
+    def __init__(self, runtime, invocation, head):
+        self._runtime = runtime
+        self._invocation = invocation
+        self._head = head or {}
+        self._kind = None
+
+    def write(self, piece):
+        stream = self._invocation.stream
+        frames = b""
+        if self._kind is None:
+            kind = piece_type(piece)
+            data = encode_piece(kind, piece)
+            self._kind = kind
+            meta = meta_bytes(dict({"content_type": kind, "more": True}, **self._head))
+            frames = HEADER.pack(len(meta) + 5, RESULT, stream) + meta
+        else:
+            data = encode_piece(self._kind, piece)
+        for offset in range(0, len(data), PIECE_BYTES):
+            part = data[offset : offset + PIECE_BYTES]
+            self._runtime.send(frames + HEADER.pack(len(part) + 5, CHUNK, stream) + part)
+            frames = b""
+        if frames:
+            self._runtime.send(frames)
+
+    def end(self):
+        if self._kind is None:
+            self._runtime.answer_whole(self._invocation, self._head, "")
+        elif self._runtime.finish(self._invocation):
+            self._runtime.send_frame(END, self._invocation.stream)
+
+
+class Threads:
+    """As many threads as were ever needed at once, at most `limit`."""
+
+    def __init__(self, run, limit):
+        from _queue import SimpleQueue
+        from threading import Semaphore, Thread
+
+        self._thread = Thread
+        self._run = run
+        self._limit = limit
+        self._count = 0
+        self._idle = Semaphore(0)
+        self._queue = SimpleQueue()
+
+    def put(self, invocation):
+        self._queue.put(invocation)
+        if not self._idle.acquire(blocking=False) and self._count < self._limit:
+            self._count += 1
+            self._thread(target=self._work, name="invocations-%d" % self._count, daemon=True).start()
+
+    def _work(self):
+        while True:
+            self._run(self._queue.get())
+            self._idle.release()
+
+
+class LogBytes(io.BufferedIOBase):
+    """sys.stdout.buffer: bytes on their way to the log."""
+
+    def __init__(self, runtime, source):
+        self._runtime = runtime
+        self._source = source
+
+    def writable(self):
+        return True
+
+    def fileno(self):
+        return self._source
+
+    def write(self, data):
+        data = bytes(data)
+        self._runtime.log(self._source, data)
+        return len(data)
+
+    def flush(self):
+        self._runtime.flush_log(self._source)
+
+    # The log outlives whoever closes its stream: argparse, click and the interpreter's end do.
+    def close(self):
+        self.flush()
+
+
+class LogText(io.TextIOBase):
+    """sys.stdout or sys.stderr: lines become log frames of the invocation that printed them."""
+
+    encoding = "utf-8"
+    errors = "backslashreplace"
+    newlines = None
+    line_buffering = True
+    write_through = False
+    mode = "w"
+
+    def __init__(self, runtime, source):
+        self._runtime = runtime
+        self._source = source
+        self.name = "<stdout>" if source == 1 else "<stderr>"
+        self.buffer = LogBytes(runtime, source)
+
+    def writable(self):
+        return True
+
+    def isatty(self):
+        return False
+
+    def fileno(self):
+        return self._source
+
+    def write(self, text):
+        if not isinstance(text, str):
+            raise TypeError("write() argument must be str, not " + type(text).__name__)
+        self._runtime.log(self._source, text.encode("utf-8", "backslashreplace"))
+        return len(text)
+
+    def flush(self):
+        self._runtime.flush_log(self._source)
+
+    def reconfigure(self, **_options):
+        """Accepted and without effect, so that code which sets an encoding runs."""
+
+    def close(self):
+        self.flush()
+
+
+def whole_characters(data):
+    """How much of `data` may be sent without cutting a UTF-8 character in two."""
+    end = len(data)
+    for back in range(1, min(4, end) + 1):
+        byte = data[end - back]
+        if byte & 0xC0 == 0x80:
+            continue
+        size = 1 if byte < 0x80 else 2 if byte < 0xE0 else 3 if byte < 0xF0 else 4
+        return end - back if size > back and end > back else end
+    return end
+
+
+def import_module(name, code_dir):
+    path = os.path.join(code_dir, *name.split(".")) + ".py"
+    loaded = sys.modules.get(name)
+    if os.path.isfile(path) and (loaded is not None or name in sys.builtin_module_names):
+        # A file named like a module that Python itself runs on (json.py, time.py): it gets another name, or the import
+        # would answer with the other one.
+        import importlib.util
+
+        other = "_thaw_handler_" + name
+        spec = importlib.util.spec_from_file_location(other, path)
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[other] = module
+        spec.loader.exec_module(module)
+        return module
+    try:
+        __import__(name)
+    except ModuleNotFoundError as error:
+        if error.name is not None and (error.name == name or name.startswith(error.name + ".")):
+            missing = name.replace(".", "/") + ".py"
+            raise ModuleNotFoundError("the code has no file %s" % missing, name=error.name) from None
+        raise
+    return sys.modules[name]
+
+
+def reseed():
+    """Instances of one snapshot would otherwise draw the same numbers."""
+    random = sys.modules.get("random")
+    if random is not None:
+        random.seed()
+    numpy_random = sys.modules.get("numpy.random")
+    if numpy_random is not None:
+        numpy_random.seed()
+
+
+def accept_one(path):
+    listener = Socket(AF_UNIX, SOCK_STREAM)
+    listener.bind(path + ".tmp")
+    listener.listen(1)
+    os.rename(path + ".tmp", path)
+    fd, _ = listener._accept()
+    listener.close()
+    return Socket(fileno=fd)
+
+
+def watch(fd):
+    """Ends the process when the connection ends while a handler has the main thread."""
+    import select
+
+    poll = select.poll()
+    poll.register(fd, getattr(select, "POLLRDHUP", 0))
+    poll.poll()
+    os._exit(0)
+
+
+def main():
+    from _signal import SIGTERM, signal
+
+    # As the first process of a container, one that sets no handler would not hear of it.
+    signal(SIGTERM, lambda *_: os._exit(0))
+    conn = accept_one(os.environ["THAW_RUNTIME_SOCKET"])
+    runtime = Runtime(conn)
+    stdout, stderr = LogText(runtime, 1), LogText(runtime, 2)
+
+    def leave_to_parent():
+        # Two processes must not write to one connection; a child's output goes where fd 1 and 2 lead.
+        conn.close()
+        if sys.stdout is stdout:
+            sys.stdout = sys.__stdout__
+        if sys.stderr is stderr:
+            sys.stderr = sys.__stderr__
+
+    os.register_at_fork(after_in_child=leave_to_parent)
+    sys.stdout = stdout
+    sys.stderr = stderr
+    start_new_thread(watch, (conn.fileno(),))
+    try:
+        runtime.serve()
+    except KeyboardInterrupt:
+        os._exit(130)
