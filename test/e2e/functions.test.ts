@@ -2,7 +2,7 @@ import { existsSync, readdirSync } from 'node:fs'
 import { join } from 'node:path'
 import { ThawError } from '@thaw/protocol'
 import { afterAll, beforeAll, describe, expect, test } from 'vitest'
-import { waitUntil } from '../../packages/server/src/drivers/processes.ts'
+import { eventually } from '../support/eventually.ts'
 import { startServer, type TestServer, whyNoDriver } from '../support/server.ts'
 
 /** Functions from deploy to delete, over each driver. */
@@ -330,15 +330,4 @@ async function all(server: TestServer): Promise<Promise<string[]>[]> {
     )
   }
   return found
-}
-
-/** Asks until it is so; false when it is not within ten seconds. */
-async function eventually(condition: () => Promise<boolean>): Promise<boolean> {
-  let holds = false
-  const end = performance.now() + 10_000
-  while (!holds && performance.now() < end) {
-    holds = await condition()
-    if (!holds) await waitUntil(() => false, 20)
-  }
-  return holds
 }

@@ -201,7 +201,7 @@ function validateUnlessMultipart(
   httpPart: string | undefined,
 ): (data: unknown) => { value: unknown } | { error: Error } {
   return (data) => {
-    if (httpPart === 'body' && data === undefined) return { value: undefined }
+    if (httpPart === 'body' && (data === undefined || data === null)) return { value: undefined }
     const parsed = schema.safeParse(data)
     return parsed.success ? { value: parsed.data } : { error: invalid(parsed.error) }
   }
@@ -220,7 +220,7 @@ async function readDeploy(
   multipartSchema: z.ZodType<FunctionConfig & { name?: string }>,
 ): Promise<{ name: string | undefined; input: DeployInput }> {
   if (!request.isMultipart()) {
-    if (request.body === undefined) throw new ThawError('invalid_request', 'The request has no body.')
+    if (request.body === undefined || request.body === null) throw new ThawError('invalid_request', 'The request has no body.')
     const { code, name, ...config } = request.body as z.output<typeof functionUpdateSchema> & { name?: string }
     return { name, input: { config, code: decodeCode(code) } }
   }
