@@ -278,18 +278,15 @@ test('the completion script of bash completes commands, values and the names of 
   await deployed('export const handler = () => 1')
   const name = `cli-${made}`
   const { stdout } = await thaw(['completion', 'bash'])
-  const complete = (...words: string[]) => {
+  const complete = async (...words: string[]) => {
     const probe = `thaw() { "${process.execPath}" "${script}" "$@"; }\n${stdout}\nCOMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _thaw; echo "\${COMPREPLY[*]}"`
-    const shell = spawnSync('bash', ['-c', probe, 'bash', 'thaw', ...words], {
-      encoding: 'utf8',
-      env: { ...process.env, THAW_URL: server.url },
-    })
-    return shell.stdout.trim().split(' ')
+    const shell = spawn('bash', ['-c', probe, 'bash', 'thaw', ...words], { env: { ...process.env, THAW_URL: server.url } })
+    return (await ended(shell)).stdout.trim().split(' ')
   }
-  expect(complete('inv')).toEqual(['invoke'])
-  expect(complete('image', '')).toEqual(['ls', 'pull', 'build', 'rm', 'prune'])
-  expect(complete('deploy', '--runtime', 'p')).toEqual(['python'])
-  expect(complete('invoke', '')).toContain(name)
+  expect(await complete('inv')).toEqual(['invoke'])
+  expect(await complete('image', '')).toEqual(['ls', 'pull', 'build', 'rm', 'prune'])
+  expect(await complete('deploy', '--runtime', 'p')).toEqual(['python'])
+  expect(await complete('invoke', '')).toContain(name)
 })
 
 test('up serves until it is asked to stop, and leaves nothing that answers', async () => {
