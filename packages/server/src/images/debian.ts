@@ -38,6 +38,9 @@ export async function buildDebianTree(options: DebianOptions, unpack: (tar: Read
       'env',
       [
         `TMPDIR=${options.temporary}`,
+        // Its mounts (/proc, /sys, /dev) end with it, also when it is killed.
+        'unshare',
+        '--mount',
         'mmdebstrap',
         '--variant=essential',
         '--format=tar',
