@@ -1,0 +1,145 @@
+/**
+ * The Node.js runtime of thaw: one connection from the worker, frames in, frames out (docs/runtime-protocol.md).
+ * Needs nothing but Node.js 18 or later, and imports little of it, because its start is part of every cold start.
+ */
+import { renameSync } from 'node:fs'
+import { createServer } from 'node:net'
+import { loadHandler } from './code.mjs'
+import { encodeFrame, encodeJsonFrame, frameDecoder, frameTypes } from './frames.mjs'
+import { currentInvocation, Invocation } from './invocation.mjs'
+import { captureOutput, LogLines } from './logs.mjs'
+import { describeFailure } from './mapping.mjs'
+import { reseedRandom } from './random.mjs'
+import thaw from './thaw.cjs'
+
+const { parse } = JSON
+const exit = process.exit.bind(process)
+const steadyNow = performance.now.bind(performance)
+
+const path = process.env.THAW_RUNTIME_SOCKET
+if (path === undefined) {
+  process.stderr.write('THAW_RUNTIME_SOCKET is not set: this program is started by a thaw worker.\n')
+  exit(2)
+}
+
+// As the first process of a container, this one would ignore the signal otherwise.
+process.on('SIGTERM', () => exit(0))
+
+const server = createServer((socket) => {
+  server.close()
+  serve(socket)
+})
+server.maxConnections = 1
+// The name appears only once a connection succeeds.
+server.listen(`${path}.tmp`, () => renameSync(`${path}.tmp`, path))
+
+function serve(socket) {
+  const invocations = new Map()
+  let load
+  let handler
+  let drained
+
+  const connection = {
+    write: (frame) => socket.write(frame),
+    /** Resolves when the worker has taken what was written. */
+    drained: () => {
+      drained ??= new Promise((resolve) =>
+        socket.once('drain', () => {
+          drained = undefined
+          resolve()
+        }),
+      )
+      return drained
+    },
+    forget: (stream) => invocations.delete(stream),
+  }
+  const { write } = connection
+
+  const instanceLines = new LogLines(0, write)
+  captureOutput(() => {
+    const invocation = currentInvocation()
+    return invocation === undefined || invocation.done ? instanceLines : invocation.lines
+  })
+  process.on('exit', () => {
+    instanceLines.flush()
+    for (const { lines } of invocations.values()) lines.flush()
+  })
+  process.on('uncaughtException', onDetachedFailure)
+  process.on('unhandledRejection', onDetachedFailure)
+
+  function onDetachedFailure(error, origin) {
+    // Whoever listens too has taken it upon themselves.
+    const event = origin === 'uncaughtException' || origin === 'unhandledRejection' ? 'uncaughtException' : 'unhandledRejection'
+    if (process.listenerCount(event) > 1) return
+    const failure = describeFailure(error)
+    const invocation = currentInvocation()
+    if (invocation !== undefined) {
+      // Left behind by an invocation that has its answer: others go on, and the log says what happened.
+      if (invocation.done) instanceLines.write(2, `${failure.stack ?? `${failure.type}: ${failure.message}`}\n`)
+      else invocation.failDetached(error)
+      return
+    }
+    if (load !== undefined && handler === undefined) write(encodeJsonFrame(frameTypes.loadFailed, 0, failure))
+    instanceLines.write(2, `${failure.stack ?? `${failure.type}: ${failure.message}`}\n`)
+    exit(1)
+  }
+
+  async function onLoad(message) {
+    const start = steadyNow()
+    load = message
+    try {
+      Object.assign(process.env, message.env)
+      process.chdir(message.code_dir)
+      handler = await loadHandler(message.code_dir, message.handler)
+    } catch (error) {
+      write(encodeJsonFrame(frameTypes.loadFailed, 0, describeFailure(error)))
+      return
+    }
+    write(encodeJsonFrame(frameTypes.ready, 0, { init_ms: steadyNow() - start }))
+  }
+
+  async function onHook(hook) {
+    let answer = { hook }
+    try {
+      if (hook === 'after_restore') reseedRandom()
+      await thaw.runHook(hook)
+    } catch (error) {
+      answer = { hook, error: describeFailure(error) }
+    }
+    write(encodeJsonFrame(frameTypes.hookDone, 0, answer))
+  }
+
+  function onInvoke(stream, payload) {
+    const metaEnd = 4 + payload.readUInt32BE(0)
+    const meta = parse(payload.toString('utf8', 4, metaEnd))
+    const invocation = new Invocation(stream, meta, connection)
+    invocations.set(stream, invocation)
+    if (!meta.more) invocation.start(handler, load, payload.subarray(metaEnd))
+    else if (payload.length > metaEnd) invocation.addBody(payload.subarray(metaEnd))
+  }
+
+  const receive = frameDecoder((type, stream, payload) => {
+    switch (type) {
+      case frameTypes.invoke:
+        return onInvoke(stream, payload)
+      case frameTypes.body:
+        return invocations.get(stream)?.addBody(payload)
+      case frameTypes.bodyEnd:
+        return invocations.get(stream)?.start(handler, load)
+      case frameTypes.cancel:
+        return invocations.get(stream)?.cancel()
+      case frameTypes.ping:
+        return write(encodeFrame(frameTypes.pong, 0, payload))
+      case frameTypes.load:
+        return onLoad(parse(payload.toString()))
+      case frameTypes.hook:
+        return onHook(parse(payload.toString()).hook)
+    }
+  })
+
+  socket.on('data', receive)
+  socket.on('error', () => exit(0))
+  socket.on('end', () => exit(0))
+  socket.on('close', () => exit(0))
+  write(encodeJsonFrame(frameTypes.hello, 0, { protocol: 1, runtime: 'node', runtime_version: process.version }))
+}
