@@ -181,7 +181,7 @@ async function fetchToolchain(program: string, args: string[], context: BuildCon
   } catch (error) {
     if (!(error instanceof CommandError)) throw error
     const client = program === 'env' ? 'go' : program
-    const why = error.notFound ? 'is not installed' : `failed: ${error.message}`
+    const why = error.notFound ? 'is not installed.' : `failed: ${error.message}`
     throw new ThawError('image_unavailable', `The image needs a download by ${client}, which ${why}`, {
       fix: `Check that ${client} is installed and reaches its registry from this machine, then try again.`,
       details: { stderr: error.stderr.slice(-4000) },
