@@ -9,6 +9,7 @@ import (
 	"net/url"
 	"reflect"
 	"strings"
+	"unicode/utf8"
 
 	"thaw/protocol"
 )
@@ -42,13 +43,16 @@ func formOf(contentType string, body []byte) (kind form, sniffed bool, err error
 	}
 	switch {
 	case media == "application/json" || strings.HasSuffix(media, "+json"):
-		if !json.Valid(body) {
-			var value any
-			return formJSON, false, fmt.Errorf("the body is not JSON: %w", json.Unmarshal(body, &value))
+		if isJSON(body) {
+			return formJSON, false, nil
 		}
-		return formJSON, false, nil
+		var value any
+		if err := json.Unmarshal(body, &value); err != nil {
+			return formJSON, false, fmt.Errorf("the body is not JSON: %w", err)
+		}
+		return formJSON, false, errors.New("the body is not JSON: it is not UTF-8")
 	case media == "" || media == "application/x-www-form-urlencoded":
-		if json.Valid(body) {
+		if isJSON(body) {
 			return formJSON, true, nil
 		}
 		return formText, false, nil
@@ -58,6 +62,9 @@ func formOf(contentType string, body []byte) (kind form, sniffed bool, err error
 		return formBytes, false, nil
 	}
 }
+
+// isJSON is stricter than encoding/json, which replaces what is not UTF-8.
+func isJSON(body []byte) bool { return utf8.Valid(body) && json.Valid(body) }
 
 func decoderOf(event reflect.Type) (decoder, error) {
 	switch {

@@ -51,6 +51,7 @@ func Start(handler any) {
 		os.Exit(2)
 	}
 	prepared, err := prepare(handler)
+	current.output.flush()
 	if err != nil {
 		current.session.LoadFailed(protocol.Failure{Type: "HandlerError", Message: err.Error()})
 	} else {
@@ -87,6 +88,7 @@ func connect(session *protocol.Session, load protocol.Load) *program {
 		// The collector works harder close to the limit, rather than let the kernel end the instance.
 		debug.SetMemoryLimit(load.MemoryMib << 20 / 10 * 9)
 	}
+	session.Hook = runHooks
 	p := &program{session: session, load: load, output: captureOutput(session), prepared: make(chan struct{})}
 	go func() {
 		_ = session.Serve(p.serve)

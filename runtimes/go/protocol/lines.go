@@ -7,7 +7,7 @@ import (
 
 const maxLineBytes = 16 << 10
 
-// Lines cuts a stream of bytes into lines. A line that is longer than 16 KiB becomes several.
+// Lines cuts a stream of bytes into lines, each with its line break. A line that is longer than 16 KiB becomes several.
 type Lines struct {
 	Emit func(line string)
 	rest []byte
@@ -20,7 +20,7 @@ func (lines *Lines) Push(data []byte) {
 	for {
 		end := bytes.IndexByte(rest, '\n')
 		if end >= 0 && end <= maxLineBytes {
-			lines.Emit(string(bytes.TrimSuffix(rest[:end], []byte{'\r'})))
+			lines.Emit(string(rest[:end+1]))
 			rest = rest[end+1:]
 			continue
 		}

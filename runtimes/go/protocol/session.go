@@ -27,6 +27,9 @@ const version = 1
 
 // Session is the one connection to the worker. Its methods may be called from several goroutines.
 type Session struct {
+	// Hook runs what the code wants done before a snapshot or after a restore. Set before Serve; nil: nothing.
+	Hook func(name string) *Failure
+
 	conn     net.Conn
 	reader   *bufio.Reader
 	loadedAt time.Time
@@ -48,15 +51,19 @@ func Accept(runtimeName, runtimeVersion string) (*Session, Load, error) {
 	session.sendJSON(frameHello, 0, map[string]any{
 		"protocol": version, "runtime": runtimeName, "runtime_version": CutText(runtimeVersion, 64),
 	})
-	first, err := readFrame(session.reader)
-	if err != nil {
-		return nil, load, err
+	for {
+		next, err := readFrame(session.reader)
+		switch {
+		case err != nil:
+			return nil, load, err
+		case next.kind == frameLoad:
+			session.loadedAt = time.Now()
+			return session, load, json.Unmarshal(next.payload, &load)
+		}
+		if err := session.control(next); err != nil {
+			return nil, load, err
+		}
 	}
-	if first.kind != frameLoad {
-		return nil, load, fmt.Errorf("the first frame has type %#x, not load", first.kind)
-	}
-	session.loadedAt = time.Now()
-	return session, load, json.Unmarshal(first.payload, &load)
 }
 
 // acceptOne listens under another name first: once the socket has its own, connecting to it succeeds.
@@ -89,7 +96,7 @@ func (session *Session) LoadFailed(failure Failure) {
 	session.sendJSON(frameLoadFailed, 0, failure.bounded())
 }
 
-// Log sends one line, without its line break, that belongs to an invocation's stream, or to none (0).
+// Log sends a line, with its line break if it has one, that belongs to an invocation's stream, or to none (0).
 func (session *Session) Log(stream uint32, source Source, line string) {
 	text := validText(line)
 	payload := make([]byte, 1, 1+len(text))
@@ -128,20 +135,40 @@ func (session *Session) Serve(invoke func(*Call)) error {
 			if call := session.held(next.stream); call != nil {
 				session.cancel(call)
 			}
-		case frameHook:
-			var hook struct {
-				Hook string `json:"hook"`
-			}
-			if err := json.Unmarshal(next.payload, &hook); err != nil {
+		default:
+			if err := session.control(next); err != nil {
 				return err
 			}
-			go session.sendJSON(frameHookDone, 0, map[string]any{"hook": hook.Hook})
-		case framePing:
-			// Not written here: while the worker takes no bytes, a cancel must still be read.
-			go session.send(framePong, 0, next.payload)
-		default:
-			return fmt.Errorf("a frame of type %#x, which the worker does not send", next.kind)
 		}
+	}
+}
+
+// control answers what concerns the instance. Not right here: while the worker takes no bytes, a cancel must still be read.
+func (session *Session) control(next frame) error {
+	switch next.kind {
+	case framePing:
+		go session.send(framePong, 0, next.payload)
+		return nil
+	case frameHook:
+		done := struct {
+			Hook  string   `json:"hook"`
+			Error *Failure `json:"error,omitempty"`
+		}{}
+		if err := json.Unmarshal(next.payload, &done); err != nil {
+			return err
+		}
+		go func() {
+			if session.Hook != nil {
+				if failure := session.Hook(done.Hook); failure != nil {
+					bounded := failure.bounded()
+					done.Error = &bounded
+				}
+			}
+			session.sendJSON(frameHookDone, 0, done)
+		}()
+		return nil
+	default:
+		return fmt.Errorf("a frame of type %#x, which is not due", next.kind)
 	}
 }
 
