@@ -142,8 +142,8 @@ describe.skipIf(skipped)(skipped ? `images (skipped: ${missing})` : 'images', ()
       await layer(
         { name: 'up', type: 'symlink', linkname: `${up}${dir.slice(1)}` },
         { name: 'up/victim', content: 'inside' },
-        { name: 'root', type: 'symlink', linkname: '/' },
-        { name: 'root/by-root', content: 'inside' },
+        { name: 'deep/root', type: 'symlink', linkname: '/' },
+        { name: 'deep/root/by-root', content: 'inside' },
       ),
       await layer({ name: 'up/.wh.victim' }, { name: 'up/second', content: 'inside' }),
     )
