@@ -1,4 +1,4 @@
-import { chmodSync, cpSync, existsSync, mkdirSync, realpathSync, rmSync } from 'node:fs'
+import { chmodSync, cpSync, existsSync, mkdirSync, realpathSync, rmSync, statSync } from 'node:fs'
 import { dirname, join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { type DriverItem, ThawError } from '@thaw/protocol'
@@ -60,7 +60,7 @@ export async function startApp(config: Config, onProgress: (line: string) => voi
       log.warn('the process driver isolates nothing: run only code that you trust (thaw doctor says what is missing for a stronger one)')
 
     const { limits } = config
-    const images = await Images.open({ imagesDir: config.images_dir })
+    const images = await Images.open({ imagesDir: config.images_dir, insecureRegistries: config.registries.insecure })
     const bundles = await Bundles.open({
       dataDir,
       limits: {
@@ -137,7 +137,6 @@ export async function startApp(config: Config, onProgress: (line: string) => voi
         headerTimeoutMs: limits.header_timeout_ms,
         requestTimeoutMs: limits.request_timeout_ms,
         maxConnections: limits.max_connections,
-        imagesRetentionMs: config.retention.images_ms,
       },
       { functions, invocations: new Invocations(store.records, invoker, logBook), invoker, images: catalog, platform, metrics, log },
     )
@@ -180,11 +179,24 @@ function openDataDir(path: string): string {
   try {
     mkdirSync(path, { recursive: true, mode: 0o711 })
     chmodSync(path, 0o711)
-    return realpathSync(path)
+    const real = realpathSync(path)
+    if (process.getuid?.() === 0) checkReachable(real)
+    return real
   } catch (cause) {
+    if (cause instanceof ThawError) throw cause
     throw new ThawError('config_invalid', `The data directory ${path} cannot be used: ${(cause as Error).message}`, {
       fix: 'Choose a folder that this user may write to, with --data-dir.',
       cause,
+    })
+  }
+}
+
+/** Code never runs as root, so every folder on the way must let other users through. */
+function checkReachable(path: string): void {
+  for (let dir = dirname(path); dir !== dirname(dir); dir = dirname(dir)) {
+    if ((statSync(dir).mode & 0o001) !== 0) continue
+    throw new ThawError('config_invalid', `Sandboxes cannot reach the data directory ${path}: ${dir} lets no other user through.`, {
+      fix: `Choose another folder with --data-dir, such as /var/lib/thaw, or let users pass: chmod o+x ${dir}`,
     })
   }
 }

@@ -234,7 +234,7 @@ def handler():
     await using runtime = await startLoaded(python, await folders.of(main))
     const { logs, body } = await runtime.invoke().answer()
     expect(logs).toEqual([
-      { source: 'stderr', text: 'warned\n' },
+      { source: 'stderr', text: 'WARNING:root:warned\n' },
       { source: 'stdout', text: 'bytes ü\n' },
     ])
     expect(JSON.parse(body.toString())).toEqual([false, 'utf-8', 1, 2, true])

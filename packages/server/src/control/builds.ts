@@ -31,6 +31,8 @@ interface Plan {
 }
 
 const outDir = '/thaw/out'
+/** A folder of the build's own: with the process driver /tmp is that of the host. */
+const workFolder = 'cd "$(mktemp -d)"'
 const caPath = '/etc/ssl/certs/ca-certificates.crt'
 
 /**
@@ -197,7 +199,7 @@ function planOf(version: Version, codeDir: string, imageDigest: string, runtimes
     const install = lock === null ? 'install' : 'ci'
     return {
       key: keyOf(manifest, lock),
-      script: `mkdir /tmp/build; cd /tmp/build; cp "$CODE"/package*.json "$CODE"/npm-shrinkwrap.json . 2>/dev/null || true; npm ${install} --omit=dev --no-audit --no-fund --no-update-notifier --cache /tmp/npm-cache; mkdir -p node_modules; cp -a node_modules/. "$OUT"`,
+      script: `${workFolder}; cp "$CODE"/package*.json "$CODE"/npm-shrinkwrap.json . 2>/dev/null || true; npm ${install} --omit=dev --no-audit --no-fund --no-update-notifier --cache ./.npm-cache; mkdir -p node_modules; cp -a node_modules/. "$OUT"`,
       target: 'node_modules',
       what: lock === null ? 'package.json' : 'package-lock.json',
     }
@@ -205,7 +207,7 @@ function planOf(version: Version, codeDir: string, imageDigest: string, runtimes
   if (runtime === 'go') {
     return {
       key: keyOf(version.codeDigest, folderHash(join(runtimesDir, 'go'))),
-      script: `cp -r "$CODE" /tmp/build; cd /tmp/build; chmod -R u+w .; [ -f go.mod ] || go mod init function; go mod edit -require=thaw@v0.0.0 "-replace=thaw=$THAW_GO"; CGO_ENABLED=0 GOFLAGS=-mod=mod GOTOOLCHAIN=local go build -trimpath -buildvcs=false -ldflags='-s -w' -o "$OUT/function" .`,
+      script: `${workFolder}; cp -r "$CODE/." .; chmod -R u+w .; [ -f go.mod ] || go mod init function; go mod edit -require=thaw@v0.0.0 "-replace=thaw=$THAW_GO"; CGO_ENABLED=0 GOFLAGS=-mod=mod GOTOOLCHAIN=local go build -trimpath -buildvcs=false -ldflags='-s -w' -o "$OUT/function" .`,
       target: '.thaw/bin',
       what: 'go build',
     }

@@ -1,5 +1,5 @@
 import { type IncomingMessage, type ServerResponse, validateHeaderName, validateHeaderValue } from 'node:http'
-import { bodyChunkBytes, functionNameSchema, invokeModes, type ResultMeta, ThawError, toThawError } from '@thaw/protocol'
+import { bodyChunkBytes, errorTable, functionNameSchema, invokeModes, newId, type ResultMeta, ThawError, toThawError } from '@thaw/protocol'
 import type { AnswerInfo, AnswerSink, Invocation, InvokeRequest } from '../control/invoker.ts'
 import type { Version } from '../control/version.ts'
 import { respondError } from './respond.ts'
@@ -9,6 +9,8 @@ export interface InvokeParts {
   active(name: string): Version
   invoke(version: Version, request: InvokeRequest, sink: AnswerSink): Invocation
   maxPayloadBytes: number
+  /** Hears of errors that are the platform's fault, with the id that the client was told. */
+  onPlatformError(error: ThawError, context: { requestId: string; functionName: string; invocationId: string | null }): void
 }
 
 /** Headers that speak of one connection and are not passed on (RFC 9110, 7.6.1). */
@@ -97,7 +99,7 @@ export class InvokePaths {
     }
     const contentType = request.headers['content-type'] ?? ''
     const start = (body: InvokeRequest['body'], bodyBytes: number) => {
-      const sink = new ResponseSink(response, version.functionName)
+      const sink = new ResponseSink(response, version.functionName, this.#parts)
       const invocation = this.#parts.invoke(version, { body, bodyBytes, contentType, ...how }, sink)
       sink.invocation = invocation
       // The client went away before it had the whole answer.
@@ -198,10 +200,12 @@ class ResponseSink implements AnswerSink {
   invocation: Invocation | undefined
   readonly #response: ServerResponse
   readonly #functionName: string
+  readonly #parts: InvokeParts
 
-  constructor(response: ServerResponse, functionName: string) {
+  constructor(response: ServerResponse, functionName: string, parts: InvokeParts) {
     this.#response = response
     this.#functionName = functionName
+    this.#parts = parts
   }
 
   answer(meta: ResultMeta, body: Buffer, info: AnswerInfo): void {
@@ -233,12 +237,16 @@ class ResponseSink implements AnswerSink {
   }
 
   error(error: ThawError, info: AnswerInfo | null): void {
+    const requestId = newId('req')
+    if (errorTable[error.code].blame === 'platform') {
+      this.#parts.onPlatformError(error, { requestId, functionName: this.#functionName, invocationId: info?.invocationId ?? null })
+    }
     if (this.#response.destroyed) return
     const headers: Record<string, string> = { 'thaw-function': this.#functionName }
     if (info !== null) for (const [name, value] of Object.entries(answerHeaders(info))) headers[name] = String(value)
     // A body that was not read to its end would be taken for the next request.
     if (!this.#response.req.complete) headers.connection = 'close'
-    respondError(this.#response, error, headers)
+    respondError(this.#response, error, headers, requestId)
   }
 }
 

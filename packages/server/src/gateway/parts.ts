@@ -25,5 +25,4 @@ export interface GatewayOptions {
   headerTimeoutMs: number
   requestTimeoutMs: number
   maxConnections: number
-  imagesRetentionMs: number
 }

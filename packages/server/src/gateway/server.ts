@@ -35,6 +35,8 @@ export async function startGateway(options: GatewayOptions, parts: GatewayParts)
     active: (name) => parts.functions.active(name),
     invoke: (version, request, sink) => parts.invoker.invoke(version, request, sink),
     maxPayloadBytes: options.maxPayloadBytes,
+    onPlatformError: (error, { requestId, functionName, invocationId }) =>
+      parts.log.warn({ err: error, request_id: requestId, function: functionName, invocation: invocationId }, 'invocation failed'),
   })
   let server: Server | undefined
   const app = Fastify({
@@ -115,7 +117,7 @@ export async function startGateway(options: GatewayOptions, parts: GatewayParts)
     platformRoutes(routes, parts)
     functionRoutes(routes, parts, options)
     invocationRoutes(routes, parts)
-    imageRoutes(routes, parts, options)
+    imageRoutes(routes, parts)
   })
   await app.ready()
   await listen(app.server, options)

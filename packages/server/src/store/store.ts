@@ -10,7 +10,6 @@ import type { CodeFailure, ErrorCode, FunctionConfig, InvocationItem, Invocation
 export interface Store {
   readonly functions: FunctionStore
   readonly records: RecordStore
-  readonly images: ImageStore
   /** Flushes what is buffered and closes the file. */
   close(): Promise<void>
 }
@@ -64,7 +63,6 @@ export interface FunctionStore {
   versionsInState(state: VersionRow['state']): Promise<VersionRow[]>
   /** Every code digest that a version refers to; the collector removes other blobs. */
   codeDigests(): Promise<string[]>
-  imageRefs(): Promise<{ ref: string; digest: string | null }[]>
 }
 
 /** An invocation as it is recorded when it ends. */
@@ -119,19 +117,4 @@ export interface RecordStore {
   prune(olderThan: { invocations: number; logs: number }): Promise<number>
   deleteOfFunction(name: string): Promise<void>
   flush(): Promise<void>
-}
-
-export interface ImageRow {
-  ref: string
-  kind: 'runtime' | 'oci'
-  digest: string
-  size_bytes: number
-  created_at: number
-}
-
-export interface ImageStore {
-  put(row: ImageRow): Promise<void>
-  get(ref: string): Promise<ImageRow | null>
-  list(): Promise<ImageRow[]>
-  delete(ref: string): Promise<boolean>
 }

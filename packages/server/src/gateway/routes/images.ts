@@ -1,11 +1,11 @@
 import { imageCreateSchema, imageItemSchema, itemOf, listOf, pruneResultSchema, toThawError } from '@thaw/protocol'
 import { z } from 'zod'
-import type { GatewayOptions, GatewayParts } from '../parts.ts'
+import type { GatewayParts } from '../parts.ts'
 import type { Routes } from '../server.ts'
 
 const tags = ['images']
 
-export function imageRoutes(app: Routes, { images }: GatewayParts, options: GatewayOptions): void {
+export function imageRoutes(app: Routes, { images }: GatewayParts): void {
   app.get('/v1/images', { schema: { summary: 'List images', tags, response: { 200: listOf(imageItemSchema) } } }, async () => ({
     items: await images.list(),
     next: null,
@@ -60,7 +60,7 @@ export function imageRoutes(app: Routes, { images }: GatewayParts, options: Gate
     '/v1/images/prune',
     { schema: { summary: 'Remove images that nothing uses', tags, response: { 200: itemOf(pruneResultSchema) } } },
     async () => ({
-      item: await images.prune(options.imagesRetentionMs),
+      item: await images.prune(0),
     }),
   )
 }

@@ -27,15 +27,6 @@ export const initial: Migration = {
       .addUniqueConstraint('versions_number', ['function_id', 'version'])
       .execute()
     await db.schema.createIndex('versions_state').on('versions').column('state').execute()
-    await db.schema
-      .createTable('images')
-      .addColumn('ref', 'text', (column) => column.primaryKey())
-      .addColumn('kind', 'text', (column) => column.notNull())
-      .addColumn('digest', 'text', (column) => column.notNull())
-      .addColumn('size_bytes', 'bigint', (column) => column.notNull())
-      .addColumn('created_at', 'bigint', (column) => column.notNull())
-      .execute()
-
     // Records name their function and do not refer to it: they are written behind the traffic, when it may be gone.
     await db.schema
       .createTable('invocations')

@@ -126,16 +126,6 @@ export class SqliteFunctions implements FunctionStore {
     return rows.flatMap((row) => row.code_digest ?? [])
   }
 
-  async imageRefs(): Promise<{ ref: string; digest: string | null }[]> {
-    const rows = await this.#do((db) => db.selectFrom('versions').select(['config', 'image_digest']).execute())
-    const refs = new Map<string, { ref: string; digest: string | null }>()
-    for (const row of rows) {
-      const ref = (JSON.parse(row.config) as VersionRow['config']).image
-      if (ref !== undefined) refs.set(`${ref} ${row.image_digest}`, { ref, digest: row.image_digest })
-    }
-    return [...refs.values()]
-  }
-
   #do<Value>(work: (db: Kysely<Tables>) => Promise<Value>): Promise<Value> {
     return patiently(this.#patience, () => work(this.#db))
   }

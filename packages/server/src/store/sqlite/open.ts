@@ -8,7 +8,6 @@ import { Checkpointer } from './checkpoint.ts'
 import { openConnection, openQueries } from './connection.ts'
 import { type Patience, patiently, storeError } from './errors.ts'
 import { SqliteFunctions } from './functions.ts'
-import { SqliteImages } from './images.ts'
 import { markClean, prepareFile } from './integrity.ts'
 import { lockDataDir } from './lock.ts'
 import { RecordBuffer } from './record-buffer.ts'
@@ -81,7 +80,6 @@ export async function openStore(options: OpenOptions): Promise<Store> {
     let closing: Promise<void> | undefined
     return {
       functions: new SqliteFunctions(queries, patience),
-      images: new SqliteImages(queries, patience),
       records: new SqliteRecords(behind, queries, buffer, writer, patience),
       close() {
         closing ??= closeAll()

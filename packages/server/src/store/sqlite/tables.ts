@@ -2,7 +2,6 @@
 export interface Tables {
   functions: FunctionTable
   versions: VersionTable
-  images: ImageTable
   invocations: InvocationTable
   logs: LogTable
   schema_migrations: MigrationTable
@@ -26,14 +25,6 @@ export interface VersionTable {
   config: string
   code_digest: string | null
   image_digest: string | null
-  created_at: number
-}
-
-export interface ImageTable {
-  ref: string
-  kind: string
-  digest: string
-  size_bytes: number
   created_at: number
 }
 
