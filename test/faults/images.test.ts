@@ -195,9 +195,9 @@ describe.skipIf(skipped)(skipped ? `images (skipped: ${missing})` : 'images', ()
 
   test('fault 35: an image that is larger than allowed is stopped, packed or unpacked', async () => {
     const zeros = await pushed(await layer({ name: 'zeros', content: Buffer.alloc(32 << 20) }))
-    await expectRefused(zeros, 'image_unresolvable', /unpacked it is larger than 1 MiB/, { maxImageBytes: 1 << 20 })
+    await expectRefused(zeros, 'image_too_large', /unpacked it is larger than 1 MiB/, { maxImageBytes: 1 << 20 })
     const noise = await pushed(await layer({ name: 'noise', content: Buffer.alloc(3 << 20, createHash('sha512').update('x').digest()) }))
-    await expectRefused(noise, 'image_unresolvable', /even packed/, { maxImageBytes: 1000 })
+    await expectRefused(noise, 'image_too_large', /even packed/, { maxImageBytes: 1000 })
   })
 
   test('a layer that is damaged or no tar is refused', async () => {

@@ -56,7 +56,11 @@ export class Starter {
       const found = await this.#parts.images.find(version.imageDigest)
       if (found !== null) return found
     }
-    const image = await this.#parts.images.ensure(ref, { signal, ...(onProgress ? { onProgress } : {}) })
+    const image = await this.#parts.images.ensure(ref, { signal, ...(onProgress ? { onProgress } : {}) }).catch((error: unknown) => {
+      // It was there when the version was deployed: whatever is wrong now is not the fault of who calls.
+      if (version.imageDigest === null || !(error instanceof ThawError) || error.code !== 'image_unresolvable') throw error
+      throw new ThawError('image_unavailable', error.message, { details: error.details, cause: error })
+    })
     if (version.imageDigest !== null && image.digest !== version.imageDigest && image.kind === 'oci') {
       throw new ThawError(
         'image_unavailable',

@@ -43,7 +43,7 @@ export async function pullImage(ref: string, reference: Reference, image: Resolv
   const { onProgress, signal, maxBytes } = context
   const packedBytes = image.layers.reduce((total, layer) => total + layer.size, 0)
   if (packedBytes > maxBytes || image.config.size > maxConfigBytes) {
-    throw new ThawError('image_unresolvable', `The image is larger than ${mib(maxBytes)}, even packed.`, {
+    throw new ThawError('image_too_large', `The image is larger than ${mib(maxBytes)}, even packed.`, {
       fix: 'Use a smaller image, or raise the limit of image sizes in the configuration.',
     })
   }

@@ -181,7 +181,7 @@ function explain(error: CommandError, address: string, { registry }: Reference):
     })
   }
   if (/no space left on device/i.test(said)) return new ThawError('disk_full', undefined, options)
-  if (/file too large/i.test(said)) return new ThawError('image_unresolvable', `${address} is larger than allowed.`, options)
+  if (/file too large/i.test(said)) return new ThawError('image_too_large', `${address} is larger than allowed.`, options)
   if (/digest (?:did|does) not match|does not match (?:provided manifest )?digest|digest mismatch|doesn't match the expected/i.test(said))
     return new ThawError('image_digest_mismatch', `The registry serves content for ${address} that does not have its digest.`, options)
   if (/unauthorized|authentication required|access to the resource is denied|403 \(?forbidden/i.test(said)) {

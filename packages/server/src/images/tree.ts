@@ -302,8 +302,5 @@ function refused(what: string, fix = 'Rebuild the image; details of the entry ar
 }
 
 function tooLarge(maxBytes: number): ThawError {
-  return refused(
-    `unpacked it is larger than ${Math.round(maxBytes / 1024 / 1024)} MiB`,
-    'Use a smaller image, or raise the limit of image sizes in the configuration.',
-  )
+  return new ThawError('image_too_large', `The image cannot be used: unpacked it is larger than ${Math.round(maxBytes / 1024 / 1024)} MiB.`)
 }
