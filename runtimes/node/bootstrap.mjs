@@ -22,6 +22,10 @@ if (path === undefined) {
   exit(2)
 }
 
+// Programs that the code starts have no business with the connection.
+delete process.env.THAW_RUNTIME_SOCKET
+delete process.env.THAW_RUNTIME_DIR
+
 // As the first process of a container, this one would ignore the signal otherwise.
 process.on('SIGTERM', () => exit(0))
 
@@ -64,23 +68,19 @@ function serve(socket) {
     instanceLines.flush()
     for (const { lines } of invocations.values()) lines.flush()
   })
-  process.on('uncaughtException', onDetachedFailure)
-  process.on('unhandledRejection', onDetachedFailure)
+  process.on('uncaughtException', (error) => onDetachedFailure('uncaughtException', error))
+  process.on('unhandledRejection', (error) => onDetachedFailure('unhandledRejection', error))
 
-  function onDetachedFailure(error, origin) {
-    // Whoever listens too has taken it upon themselves.
-    const event = origin === 'uncaughtException' || origin === 'unhandledRejection' ? 'uncaughtException' : 'unhandledRejection'
+  function onDetachedFailure(event, error) {
+    // Code that listens itself has taken over.
     if (process.listenerCount(event) > 1) return
-    const failure = describeFailure(error)
     const invocation = currentInvocation()
-    if (invocation !== undefined) {
-      // Left behind by an invocation that has its answer: others go on, and the log says what happened.
-      if (invocation.done) instanceLines.write(2, `${failure.stack ?? `${failure.type}: ${failure.message}`}\n`)
-      else invocation.failDetached(error)
-      return
-    }
-    if (load !== undefined && handler === undefined) write(encodeJsonFrame(frameTypes.loadFailed, 0, failure))
+    if (invocation !== undefined && !invocation.done) return invocation.failDetached(error)
+    const failure = describeFailure(error)
     instanceLines.write(2, `${failure.stack ?? `${failure.type}: ${failure.message}`}\n`)
+    // What an invocation left behind does not end those that run now.
+    if (invocation !== undefined) return
+    if (load !== undefined && handler === undefined) write(encodeJsonFrame(frameTypes.loadFailed, 0, failure))
     exit(1)
   }
 

@@ -20,7 +20,7 @@ export async function loadHandler(codeDir, handler) {
   const exportName = handler.slice(dot + 1)
   const file = findFile(codeDir, handler.slice(0, dot))
   provideThaw()
-  const namespace = await import(pathToFileURL(file).href)
+  const namespace = await importFile(file)
   const found = pickExport(namespace, exportName)
   if (found === undefined) {
     const names = Object.keys(namespace).filter((name) => name !== 'module.exports')
@@ -28,6 +28,23 @@ export async function loadHandler(codeDir, handler) {
   }
   if (typeof found !== 'function') throw new HandlerError(`The export "${exportName}" of ${file} is not a function but ${typeof found}.`)
   return found
+}
+
+async function importFile(file) {
+  try {
+    return await import(pathToFileURL(file).href)
+  } catch (error) {
+    // V8 keeps the place of a syntax error in an ES module from us; a checking Node.js prints it.
+    if (error instanceof SyntaxError && !error.stack.includes(file)) error.stack = (await checkSyntax(file)) ?? error.stack
+    throw error
+  }
+}
+
+async function checkSyntax(file) {
+  const { spawnSync } = await import('node:child_process')
+  const { stderr } = spawnSync(process.execPath, ['--check', file], { encoding: 'utf8' })
+  const end = stderr?.indexOf('\n\nNode.js v') ?? -1
+  return end === -1 ? undefined : stderr.slice(0, end)
 }
 
 function findFile(codeDir, name) {

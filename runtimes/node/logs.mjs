@@ -31,7 +31,7 @@ export class LogLines {
       return
     }
     // Sent at once rather than gathered: these lines must be out when the code hangs or ends the process next.
-    const lines = text.slice(0, lineEnd - 1)
+    const lines = lineEnd === text.length ? text : text.slice(0, lineEnd)
     this.#emit(source, this.#held[source] === '' ? lines : this.#held[source] + lines)
     this.#held[source] = lineEnd === text.length ? '' : text.slice(lineEnd)
   }

@@ -146,22 +146,32 @@ function readHeaders(source) {
   for (const [key, value] of typeof source.entries === 'function' ? source.entries() : entries(source)) {
     if (value === undefined || value === null) continue
     const name = String(key).toLowerCase()
-    const text = Array.isArray(value) ? value.map(String) : String(value)
-    checkHeader(name, text)
-    if (name === 'content-type') contentType = String(text)
-    else headers[name] = text
+    const texts = Array.isArray(value) ? value.map(String) : [String(value)]
+    if (name === 'content-type') {
+      contentType = checkContentType(texts.join(', '))
+      continue
+    }
+    // Headers gives each set-cookie as an entry of its own.
+    const all = headers[name] === undefined ? texts : [...headers[name], ...texts]
+    checkHeader(name, all)
+    headers[name] = all
   }
+  for (const name in headers) if (headers[name].length === 1) headers[name] = headers[name][0]
   return { contentType, headers }
 }
 
-/** The worker destroys an instance that breaks these limits of the protocol; the code is told instead. */
-function checkHeader(name, value) {
-  const values = Array.isArray(value) ? value : [value]
-  if (name.length > 256 || values.length > 64 || values.some((each) => each.length > 8192)) {
-    throw new RangeError(`The header ${name.slice(0, 256)} is too long: names 256, values 8192 characters, 64 values.`)
-  }
-  if (name === 'content-type' && !/^[\x20-\x7e]{0,256}$/.test(String(value))) {
-    throw new RangeError('The content type must be at most 256 printable ASCII characters.')
+// The worker destroys an instance that sends what the protocol forbids, or HTTP could not carry; the code is told instead.
+
+function checkContentType(value) {
+  if (/^[\x20-\x7e]{0,256}$/.test(value)) return value
+  throw new RangeError('The content type must be at most 256 printable ASCII characters.')
+}
+
+function checkHeader(name, values) {
+  if (!/^[!#$%&'*+.^_`|~0-9a-z-]{1,256}$/.test(name)) throw new TypeError(`"${name.slice(0, 256)}" cannot be the name of a header.`)
+  if (values.length > 64) throw new RangeError(`The header ${name} has more than 64 values.`)
+  if (!values.every((value) => value.length <= 8192 && /^[\t\x20-\x7e\x80-\xff]*$/.test(value))) {
+    throw new TypeError(`The value of the header ${name} is longer than 8192 characters or has characters that HTTP does not carry.`)
   }
 }
 
