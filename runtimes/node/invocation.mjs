@@ -156,6 +156,7 @@ export class Invocation {
   async #answerLarge(contentType, http, body) {
     this.#connection.write(encodeResultFrame(this.#stream, encodeMeta(contentType, http, true), ''))
     if (await this.#sendPiece(body)) this.#finish(encodeFrame(frameTypes.end, this.#stream))
+    else this.#answerCancelled()
   }
 
   async #answerStream({ pieces, stop }, http) {
@@ -192,11 +193,7 @@ export class Invocation {
       // Copied into the frame, so that the code may use its buffer again.
       const frame = encodeFrame(frameTypes.chunk, this.#stream, bytes.subarray(offset, offset + pieceBytes))
       if (!this.#connection.write(frame)) await this.#connection.drained()
-      if (this.done) return false
-      if (this.#cancelled) {
-        this.#answerCancelled()
-        return false
-      }
+      if (this.done || this.#cancelled) return false
     }
     return true
   }
