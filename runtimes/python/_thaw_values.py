@@ -60,11 +60,14 @@ def parse_json(data):
     text = str(data, "utf-8").strip(" \t\n\r")
     try:
         value, end = _scan(text, 0)
-    except StopIteration as stop:
-        raise ValueError("Expecting value: char %s" % stop.value) from None
-    if end != len(text):
-        raise ValueError("Extra data: char %d" % end)
-    return value
+        if end == len(text):
+            return value
+    except (StopIteration, SystemError):
+        # Up to Python 3.11 the C half has no words (a SystemError) for some mistakes while the package is not imported.
+        pass
+    from json import JSONDecoder
+
+    return JSONDecoder(parse_constant=_reject_constant).decode(text)
 
 
 def encode_json(value):
