@@ -96,7 +96,7 @@ export const errorTable = define({
     'The content type is not taken here.',
     'Send application/json, or multipart/form-data where an archive is uploaded.',
   ),
-  image_too_large: caller(507, 'The image is larger than allowed.', 'Use a smaller image; look for what its largest layer holds.'),
+  image_too_large: platform(507, 'The image is larger than allowed.', 'Use a smaller image; look for what its largest layer holds.'),
   image_unresolvable: caller(
     422,
     'The image cannot be found or read in its registry.',

@@ -1,6 +1,6 @@
 import { createHash, randomBytes } from 'node:crypto'
 import { createReadStream, createWriteStream } from 'node:fs'
-import { mkdir, open, readdir, rename, rm, stat, utimes } from 'node:fs/promises'
+import { mkdir, open, readdir, rename, rm, rmdir, stat, utimes } from 'node:fs/promises'
 import { dirname, join } from 'node:path'
 import { type Readable, Transform } from 'node:stream'
 import { pipeline } from 'node:stream/promises'
@@ -81,11 +81,14 @@ export class Blobs {
         const digest = `sha256:${hex}`
         const path = join(this.#dir, 'sha256', folder, hex)
         const found = await stat(path)
-        if (digests.has(digest) || found.mtimeMs > limit) continue
+        // The clock of files may be ahead of ours by less than a tick: what may go at any age is not asked for its age.
+        if (digests.has(digest) || (olderThanMs > 0 && found.mtimeMs > limit)) continue
         await rm(path, { force: true })
         result.removed.push(digest)
         result.freedBytes += found.size
       }
+      // Refused while something is in it.
+      await rmdir(join(this.#dir, 'sha256', folder)).catch(() => undefined)
     }
     return result
   }
