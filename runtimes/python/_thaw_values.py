@@ -240,13 +240,14 @@ def _stack_of(error):
     import traceback
 
     summary = traceback.TracebackException(type(error), error, error.__traceback__)
-    seen = []
+    # By identity: summaries compare by content, which fails in Python 3.8 when one has a cause and the other none.
+    seen = set()
     waiting = [summary]
     while waiting:
         part = waiting.pop()
-        if part is None or part in seen:
+        if part is None or id(part) in seen:
             continue
-        seen.append(part)
+        seen.add(id(part))
         part.stack[:] = [frame for frame in part.stack if _is_user_code(frame.filename)]
         waiting += [part.__cause__, part.__context__]
         waiting += getattr(part, "exceptions", None) or []
