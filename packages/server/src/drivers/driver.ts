@@ -32,6 +32,12 @@ export interface Driver {
   /** Starts a sandbox. `signal` abandons the start; nothing is left then. */
   create(spec: CreateSpec, signal?: AbortSignal): Promise<Handle>
 
+  /**
+   * Shows code in the slot of a sandbox that was started without it, and sets its limits. Once per sandbox. A sandbox
+   * whose bind failed is not to be used.
+   */
+  bind(id: string, what: BindSpec): Promise<void>
+
   /** What the sandbox is now, or null when the driver knows nothing of the id. */
   inspect(id: string): Promise<SandboxStatus | null>
 
@@ -86,6 +92,8 @@ export interface CreateSpec {
   cwd: string
   /** Host folders and files shown inside. The process driver, which shows nothing, maps them by `paths`. */
   mounts: Mount[]
+  /** Where `bind` shows code later; an empty folder until then. */
+  slot?: string
   resources: Resources
   network: NetworkMode
   /** Who runs argv: an ordinary user, or root of the sandbox (never of the host). */
@@ -98,6 +106,12 @@ export interface CreateSpec {
   start_timeout_ms: number
   /** Raw stdout and stderr of the first process. Called until exit; must not throw. */
   onOutput?: (source: 'stdout' | 'stderr', bytes: Buffer) => void
+}
+
+export interface BindSpec {
+  /** Folder of the host; undefined: there is no code to show. */
+  code?: string
+  resources: Resources
 }
 
 export interface Handle {

@@ -1,5 +1,6 @@
-import { existsSync, readdirSync, readFileSync, rmdirSync } from 'node:fs'
+import { existsSync, readdirSync, readFileSync, rmdirSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
+import type { Resources } from '@thaw/protocol'
 
 /**
  * Control groups of this host. On a v2 host there is one tree; on a v1 or hybrid host every controller has a tree of
@@ -15,6 +16,8 @@ export interface Cgroups {
   processes(path: string): number[]
   /** Names of the groups right below `path`. */
   children(path: string): string[]
+  /** Sets the limits of the group. Throws when it holds more than it is to have. */
+  limit(path: string, resources: Resources): void
   /** Removes the group, which must have no processes, and what is below it. */
   remove(path: string): void
   /** Whether memory and swap can be limited together. */
@@ -24,6 +27,13 @@ export interface Cgroups {
 }
 
 const needed = ['memory', 'pids', 'cpu']
+const mib = 1024 * 1024
+/** Microseconds in which a group may run for its quota. */
+export const cpuPeriod = 100_000
+
+export function cpuQuota(cpus: number): number {
+  return Math.max(1000, Math.round(cpus * cpuPeriod))
+}
 
 function readNumbers(path: string): number[] {
   try {
@@ -82,6 +92,13 @@ function v2(root: string): Cgroups {
     oomKills: (path) => readKey(join(root, path, 'memory.events'), 'oom_kill'),
     processes: (path) => readNumbers(join(root, path, 'cgroup.procs')),
     children: (path) => subfolders(join(root, path)),
+    limit: (path, { memory_mib, pids, cpus }) => {
+      const write = (file: string, value: string) => writeFileSync(join(root, path, file), value)
+      write('memory.max', String(memory_mib * mib))
+      write('memory.swap.max', '0')
+      write('pids.max', String(pids))
+      write('cpu.max', `${cpuQuota(cpus)} ${cpuPeriod}`)
+    },
     remove: (path) => removeTree(join(root, path)),
     swapLimit: true,
     missing: needed.filter((name) => !controllers.includes(name)),
@@ -97,6 +114,17 @@ function v1(root: string): Cgroups {
     oomKills: (path) => readKey(join(memory, path, 'memory.oom_control'), 'oom_kill'),
     processes: (path) => readNumbers(join(memory, path, 'cgroup.procs')),
     children: (path) => [...new Set(trees.flatMap((tree) => subfolders(join(root, tree, path))))],
+    limit: (path, { memory_mib, pids, cpus }) => {
+      const file = join(memory, path, 'memory.limit_in_bytes')
+      const withSwap = join(memory, path, 'memory.memsw.limit_in_bytes')
+      const bytes = memory_mib * mib
+      // Memory may never be limited above memory and swap together, so the order depends on the direction.
+      const grows = bytes > (readNumber(file) ?? 0)
+      const files = existsSync(withSwap) ? [withSwap, file] : [file]
+      for (const target of grows ? files : files.reverse()) writeFileSync(target, String(bytes))
+      writeFileSync(join(root, 'pids', path, 'pids.max'), String(pids))
+      writeFileSync(join(root, 'cpu', path, 'cpu.cfs_quota_us'), String(cpuQuota(cpus)))
+    },
     remove: (path) => {
       for (const tree of trees) removeTree(join(root, tree, path))
     },

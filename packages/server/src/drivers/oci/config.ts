@@ -1,5 +1,6 @@
 import type { CreateSpec } from '../driver.ts'
 import { idShift, idShiftRange, insidePaths } from '../driver.ts'
+import { cpuPeriod, cpuQuota } from './cgroup.ts'
 import { seccompProfile } from './seccomp.ts'
 
 /** What config needs to know beside the spec of the sandbox. */
@@ -108,7 +109,7 @@ export function ociConfig(input: ConfigInput): object {
       resources: {
         memory: { limit: memoryBytes, ...(input.swapLimit ? { swap: memoryBytes } : {}) },
         pids: { limit: spec.resources.pids },
-        cpu: { quota: Math.max(1000, Math.round(spec.resources.cpus * 100_000)), period: 100_000 },
+        cpu: { quota: cpuQuota(spec.resources.cpus), period: cpuPeriod },
       },
       seccomp,
       maskedPaths,

@@ -5,12 +5,13 @@ import { join } from 'node:path'
 import type { Duplex } from 'node:stream'
 import { type Probe, ThawError } from '@thaw/protocol'
 import { runCommand } from '../command.ts'
-import type { CreateSpec, Driver, Exit, Handle, ImageSource, Port, Prepared, SandboxStatus } from '../driver.ts'
+import type { BindSpec, CreateSpec, Driver, Exit, Handle, ImageSource, Port, Prepared, SandboxStatus } from '../driver.ts'
 import { idShift } from '../driver.ts'
 import { findProcesses, identify, isAlive, type ProcessIdentity, signalProcess, waitUntil } from '../processes.ts'
 import { connectUnixSocket, waitForName } from '../socket.ts'
 import { type Cgroups, openCgroups } from './cgroup.ts'
 import { ociConfig } from './config.ts'
+import { linkTree } from './link-tree.ts'
 import { EgressNetwork } from './network.ts'
 import { hardNofileLimit, probeOci } from './probe.ts'
 
@@ -94,6 +95,10 @@ export class OciDriver implements Driver {
     chownSync(runDir, owner, owner)
     const rootfs = spec.root === 'writable' ? await this.#mountOverlay(dir, spec.image.image) : (spec.image.image.path as string)
     const mounts = [...spec.mounts]
+    if (spec.slot !== undefined) {
+      mkdirSync(join(dir, 'slot'), { mode: 0o755 })
+      mounts.push({ source: join(dir, 'slot'), target: spec.slot, readonly: true })
+    }
     let netns: string | undefined
     if (spec.network === 'egress') {
       netns = (await this.#network.create(spec.id)).path
@@ -180,6 +185,11 @@ export class OciDriver implements Driver {
       while (isAlive(first)) await waitUntil(() => !isAlive(first), 60_000)
     }
     return { code: null, signal: null, out_of_memory: this.#oomKilled(id) }
+  }
+
+  async bind(id: string, { code, resources }: BindSpec): Promise<void> {
+    if (code !== undefined) linkTree(code, join(this.#dir(id), 'slot'))
+    this.#cgroups.limit(this.#cgroup(id), resources)
   }
 
   async inspect(id: string): Promise<SandboxStatus | null> {

@@ -3,7 +3,7 @@ import { chownSync, existsSync, mkdirSync, readdirSync, readFileSync, rmSync, wr
 import { join } from 'node:path'
 import type { Duplex } from 'node:stream'
 import { type Probe, ThawError } from '@thaw/protocol'
-import type { CreateSpec, Driver, Exit, Handle, ImageSource, Port, Prepared, SandboxStatus } from '../driver.ts'
+import type { BindSpec, CreateSpec, Driver, Exit, Handle, ImageSource, Port, Prepared, SandboxStatus } from '../driver.ts'
 import { findProcesses, identify, isAlive, type ProcessIdentity, uidOf, waitUntil } from '../processes.ts'
 import { connectUnixSocket, waitForName } from '../socket.ts'
 
@@ -130,6 +130,9 @@ export class ProcessDriver implements Driver {
       child.once('spawn', () => resolve({ child, identity: identify(child.pid as number), exit }))
     })
   }
+
+  /** Code lies where it lies on the host, and nothing is limited. */
+  async bind(_id: string, _what: BindSpec): Promise<void> {}
 
   async inspect(id: string): Promise<SandboxStatus | null> {
     if (!existsSync(join(this.#dir, id))) return null
