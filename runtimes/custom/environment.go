@@ -49,6 +49,11 @@ func (env environment) of(call *protocol.Call, function, payloadFile string, wit
 	if withPayload && fitsVariable("FUNCTION_PAYLOAD", call.Body) {
 		own["FUNCTION_PAYLOAD"] = string(call.Body)
 	}
+	return env.with(own)
+}
+
+// with returns the environment of a program, as NAME=value, with variables that come before those of the same name.
+func (env environment) with(own environment) []string {
 	pairs := make([]string, 0, len(env)+len(own))
 	for name, value := range env {
 		if _, replaced := own[name]; !replaced {

@@ -3,86 +3,33 @@
 package main
 
 import (
-	"fmt"
 	"os"
-	"path/filepath"
-	"strings"
-	"syscall"
 
 	"thaw/protocol"
 )
 
-// launcher starts the program of one version, once for each invocation.
+// launcher serves the stdio contract: it starts the program of one version, once for each invocation.
 type launcher struct {
 	session  *protocol.Session
 	children *children
 	files    *payloadFiles
 
 	function string
-	program  string
-	argv     []string
-	dir      string
+	program  program
 	env      environment
 }
 
-func newLauncher(
-	session *protocol.Session, load protocol.Load, children *children, files *payloadFiles,
-) (*launcher, *protocol.Failure) {
-	if load.Contract != "stdio" {
-		return nil, &protocol.Failure{
-			Type:    "ContractError",
-			Message: fmt.Sprintf("The launcher serves the contract stdio, not %s.", load.Contract),
-		}
-	}
-	if info, err := os.Stat(load.CodeDir); err != nil || !info.IsDir() {
-		return nil, &protocol.Failure{Type: "NotFound", Message: fmt.Sprintf("There is no code folder %s.", load.CodeDir)}
-	}
+func newLauncher(session *protocol.Session, load protocol.Load, children *children) (contract, *protocol.Failure) {
 	env := environmentOf(os.Environ(), load.Env)
-	program, failure := findProgram(load.Command, load.CodeDir, env["PATH"])
+	program, failure := loadProgram(load, env)
 	if failure != nil {
 		return nil, failure
 	}
 	return &launcher{
-		session: session, children: children, files: files,
-		function: load.Function, program: program, argv: load.Command, dir: load.CodeDir, env: env,
+		session: session, children: children, files: newPayloadFiles(), function: load.Function, program: program, env: env,
 	}, nil
 }
 
-// findProgram resolves the first word of a command: a file of the code, else a program on the search path.
-func findProgram(command []string, codeDir, searchPath string) (string, *protocol.Failure) {
-	if len(command) == 0 || command[0] == "" {
-		return "", &protocol.Failure{Type: "NotFound", Message: "The function has no command to run."}
-	}
-	name := command[0]
-	inCode := name
-	if !filepath.IsAbs(name) {
-		inCode = filepath.Join(codeDir, name)
-	}
-	if isExecutable(inCode) {
-		return inCode, nil
-	}
-	if !strings.Contains(name, "/") {
-		for _, dir := range filepath.SplitList(searchPath) {
-			if path := filepath.Join(dir, name); filepath.IsAbs(path) && isExecutable(path) {
-				return path, nil
-			}
-		}
-	}
-	if info, err := os.Stat(inCode); err == nil {
-		what := "is not executable: deploy it with mode 755, or name its interpreter in the command"
-		if info.IsDir() {
-			what = "is a folder"
-		}
-		return "", &protocol.Failure{Type: "NotExecutable", Message: fmt.Sprintf("%s %s.", inCode, what)}
-	}
-	return "", &protocol.Failure{
-		Type:    "NotFound",
-		Message: fmt.Sprintf("There is no program %s, neither in %s nor on the search path %s.", name, codeDir, searchPath),
-	}
-}
+func (l *launcher) load() { l.session.Ready() }
 
-func isExecutable(path string) bool {
-	const executeOK = 1
-	info, err := os.Stat(path)
-	return err == nil && info.Mode().IsRegular() && syscall.Access(path, executeOK) == nil
-}
+func (l *launcher) close() { l.files.removeAll() }

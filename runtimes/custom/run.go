@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"path/filepath"
 	"sync"
 	"syscall"
 
@@ -17,11 +16,11 @@ func isEnd(err error) bool {
 	return errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, syscall.ECONNRESET)
 }
 
-// run serves one invocation: starts the program, feeds it, and answers when it has ended.
-func (l *launcher) run(call *protocol.Call) {
+// invoke serves one invocation: starts the program, feeds it, and answers when it has ended.
+func (l *launcher) invoke(call *protocol.Call) {
 	stdin, stdout, stderr, err := pipes()
 	if err != nil {
-		call.Fail(startFailure(l.argv[0], err))
+		call.Fail(startFailure(l.program.argv[0], err))
 		return
 	}
 	defer stdin.close()
@@ -35,7 +34,7 @@ func (l *launcher) run(call *protocol.Call) {
 	stdout.closeTheirs()
 	stderr.closeTheirs()
 	if err != nil {
-		call.Fail(startFailure(l.argv[0], err))
+		call.Fail(startFailure(l.program.argv[0], err))
 		return
 	}
 
@@ -71,7 +70,7 @@ func (l *launcher) run(call *protocol.Call) {
 		return
 	}
 	call.Fail(protocol.Failure{
-		Type: "ExitError", Message: describe(filepath.Base(l.argv[0]), status), Stack: end.text(),
+		Type: "ExitError", Message: describe(l.program.name(), status), Stack: end.text(),
 	})
 }
 
@@ -95,7 +94,7 @@ func (l *launcher) start(
 ) (int, <-chan syscall.WaitStatus, error) {
 	attempt := func(withPayload bool) (int, <-chan syscall.WaitStatus, error) {
 		env := l.env.of(call, l.function, payloadFile, withPayload)
-		return l.children.start(l.program, l.argv, &syscall.ProcAttr{Dir: l.dir, Env: env, Files: files})
+		return l.children.start(l.program.path, l.program.argv, &syscall.ProcAttr{Dir: l.program.dir, Env: env, Files: files})
 	}
 	pid, exit, err := attempt(true)
 	if err == syscall.E2BIG {

@@ -17,6 +17,8 @@ type Load struct {
 	TimeoutMs   int64             `json:"timeout_ms"`
 	MemoryMib   int64             `json:"memory_mib"`
 	Concurrency int               `json:"concurrency"`
+	// Port is where a web server listens; 0: anywhere.
+	Port int `json:"port"`
 }
 
 // InvokeMeta describes one invocation; its body travels beside it.
