@@ -14,7 +14,7 @@ for (const driver of ['process', 'oci'] as const) {
     let made = 0
 
     beforeAll(async () => {
-      server = await startServer({ driver, limits: { queue_length: 2, queue_timeout_ms: 20_000 } })
+      server = await startServer({ driver, limits: { queue_length: 2, queue_timeout_ms: 20_000 }, pools: { size: 0 } })
     })
     afterAll(() => server[Symbol.asyncDispose]())
 

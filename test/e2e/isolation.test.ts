@@ -31,7 +31,7 @@ describe.skipIf(skip !== null)(`a function in a container${skip === null ? '' : 
   let server: TestServer
 
   beforeAll(async () => {
-    server = await startServer({ driver: 'oci' })
+    server = await startServer({ driver: 'oci', pools: { size: 0 } })
     await server.thaw.functions.create({
       name: 'probe',
       runtime: 'python',

@@ -5,6 +5,7 @@ import { createInterface } from 'node:readline'
 import type { DriverKind } from '@thaw/protocol'
 import { Thaw } from '@thaw/sdk'
 import { probeDrivers, runServer } from '@thaw/server'
+import { onTestFailed } from 'vitest'
 import { tempDir } from './temp.ts'
 
 export interface TestServer extends AsyncDisposable {
@@ -49,6 +50,8 @@ export async function startChildServer(
     env: { ...process.env, THAW_LOG_LEVEL: 'warn', ...options.env },
   })
   let log = ''
+  // Shown when the test fails: the server may have said why.
+  onTestFailed(() => console.error(log))
   child.stderr.setEncoding('utf8').on('data', (text: string) => {
     log = (log + text).slice(-10_000)
   })

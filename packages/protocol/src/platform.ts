@@ -1,5 +1,5 @@
 import { z } from 'zod'
-import { driverKindSchema, timestampSchema } from './common.ts'
+import { driverKindSchema, networkModeSchema, timestampSchema } from './common.ts'
 
 /** What a driver found on this machine, and how to get what is missing. */
 export const probeSchema = z.object({
@@ -50,3 +50,40 @@ export const imageCreateSchema = z.strictObject({
 })
 
 export const pruneResultSchema = z.object({ removed: z.array(z.string()), freed_bytes: z.int() })
+
+/** Whose bootstrap a pooled sandbox runs: python, node, or the launcher of programs. */
+export const poolRuntimeSchema = z.enum(['python', 'node', 'custom'])
+
+export const poolItemSchema = z.object({
+  image: z.string(),
+  image_digest: z.string(),
+  driver: driverKindSchema,
+  runtime: poolRuntimeSchema,
+  network: networkModeSchema,
+  tmp_mib: z.int(),
+  ready: z.int(),
+  starting: z.int(),
+  target: z.int(),
+  /** What the size was fixed at; null: it follows demand. */
+  configured: z.int().nullable(),
+  taken_recently: z.int(),
+})
+export type PoolItem = z.infer<typeof poolItemSchema>
+
+const poolKindSchema = z.strictObject({
+  runtime: poolRuntimeSchema.optional().describe('default: that of the image, custom for host and OCI images'),
+  driver: driverKindSchema.optional(),
+  network: networkModeSchema.default('egress'),
+  tmp_mib: z.int().min(1).max(1_048_576).default(64),
+})
+
+export const poolUpdateSchema = poolKindSchema.extend({
+  size: z.int().min(0).max(1000).nullable().describe('null: follow demand again'),
+})
+export type PoolUpdate = z.input<typeof poolUpdateSchema>
+
+export const prewarmSchema = poolKindSchema.extend({
+  image: z.string().min(1).max(512),
+  count: z.int().min(1).max(1000).default(1),
+})
+export type Prewarm = z.input<typeof prewarmSchema>

@@ -1,10 +1,13 @@
+import { execFile } from 'node:child_process'
 import { chmodSync, cpSync, existsSync, mkdirSync, realpathSync, rmSync, statSync } from 'node:fs'
 import { dirname, join } from 'node:path'
 import { fileURLToPath } from 'node:url'
+import { promisify } from 'node:util'
 import { type DriverItem, ThawError } from '@thaw/protocol'
 import { Bundles } from './bundles/bundles.ts'
 import type { Config } from './config/index.ts'
 import { Artifacts } from './control/artifacts.ts'
+import { Budget } from './control/budget.ts'
 import { BuildLogs } from './control/buildlog.ts'
 import { Builder } from './control/builds.ts'
 import { Drivers } from './control/drivers.ts'
@@ -14,6 +17,8 @@ import { Invocations } from './control/invocations.ts'
 import { Invoker } from './control/invoker.ts'
 import { LogBook } from './control/logbook.ts'
 import { Platform } from './control/platform.ts'
+import { PoolCatalog } from './control/pool-catalog.ts'
+import { Pools } from './control/pools.ts'
 import { Collector, destroyLeftovers } from './control/reconcile.ts'
 import { Scheduler } from './control/scheduler.ts'
 import { Starter } from './control/starter.ts'
@@ -69,7 +74,7 @@ export async function startApp(config: Config, onProgress: (line: string) => voi
         maxEntries: limits.max_archive_entries,
       },
     })
-    const runtimesDir = stageRuntimes(dataDir)
+    const runtimesDir = await stageRuntimes(dataDir)
     const builder = new Builder({
       dataDir,
       runtimesDir,
@@ -79,19 +84,33 @@ export async function startApp(config: Config, onProgress: (line: string) => voi
     })
     const artifacts = new Artifacts(dataDir, bundles, builder)
     const logBook = new LogBook(store.records)
-    const starter = new Starter(
+    const budget = new Budget({ maxInstances: limits.max_instances, memoryMib: limits.memory_mib })
+    // The starter takes from the pools what it has started for them.
+    const starter: Starter = new Starter(
       { runtimesDir, startTimeoutMs: limits.start_timeout_ms },
-      { drivers, images, artifacts, log: (of) => (line) => logBook.add(of, line) },
-    )
-    const scheduler = new Scheduler(
       {
-        maxInstances: limits.max_instances,
-        memoryMib: limits.memory_mib,
-        queueLength: limits.queue_length,
-        queueTimeoutMs: limits.queue_timeout_ms,
+        drivers,
+        images,
+        artifacts,
+        pools: { take: (key) => pools.take(key) },
+        log: (of) => (line) => logBook.add(of, line),
+        onFallback: (of, method, error) => {
+          metrics.bootFallback(method, error instanceof ThawError ? error.code : 'other')
+          log.warn(
+            { err: error, function: of.functionName, version: of.number, boot_method: method },
+            'boot method failed, the next one is used',
+          )
+        },
       },
-      (of, signal) => starter.start(of, signal),
-      { log, metrics },
+    )
+    const pools: Pools = new Pools(
+      { size: config.pools.size, maxSize: config.pools.max_size, demandMs: config.pools.demand_ms },
+      { budget, log, start: (key, signal) => starter.startForPool(key, signal) },
+    )
+    closers.push(() => pools.close())
+    const scheduler = new Scheduler(
+      { queueLength: limits.queue_length, queueTimeoutMs: limits.queue_timeout_ms },
+      { budget, pools, start: (of, signal) => starter.start(of, signal), log, metrics },
     )
     closers.push(() => scheduler.close())
     const invoker = new Invoker(
@@ -107,6 +126,7 @@ export async function startApp(config: Config, onProgress: (line: string) => voi
       scheduler,
       invoker,
       buildLogs: new BuildLogs(dataDir),
+      pools,
       log,
     })
     closers.push(() => functions.close())
@@ -138,7 +158,16 @@ export async function startApp(config: Config, onProgress: (line: string) => voi
         requestTimeoutMs: limits.request_timeout_ms,
         maxConnections: limits.max_connections,
       },
-      { functions, invocations: new Invocations(store.records, invoker, logBook), invoker, images: catalog, platform, metrics, log },
+      {
+        functions,
+        invocations: new Invocations(store.records, invoker, logBook),
+        invoker,
+        images: catalog,
+        platform,
+        pools: new PoolCatalog(pools, drivers, images),
+        metrics,
+        log,
+      },
     )
     closers.push(() => gateway.close())
     platform.ready = true
@@ -205,7 +234,7 @@ function checkReachable(path: string): void {
  * Copies the files of the runtimes into the data directory: sandboxes run as users who may not be able to walk to where
  * thaw is installed.
  */
-function stageRuntimes(dataDir: string): string {
+async function stageRuntimes(dataDir: string): Promise<string> {
   const root = findUp('runtimes')
   const target = join(dataDir, 'runtimes')
   rmSync(target, { recursive: true, force: true })
@@ -214,7 +243,18 @@ function stageRuntimes(dataDir: string): string {
   mkdirSync(join(target, 'custom'), { mode: 0o755 })
   const launcher = join(root, '.build', 'runtimes', 'custom', 'launcher')
   if (existsSync(launcher)) cpSync(launcher, join(target, 'custom', 'launcher'))
+  await compilePython(join(target, 'python'))
   return target
+}
+
+/**
+ * Sandboxes see the files of their runtime read-only, so Python could not keep what it compiles: every start would
+ * compile anew. Made here for the Python of this machine; another one ignores it.
+ */
+async function compilePython(dir: string): Promise<void> {
+  await promisify(execFile)('/usr/bin/python3', ['-I', '-m', 'compileall', '-q', '--invalidation-mode', 'unchecked-hash', dir]).catch(
+    () => undefined,
+  )
 }
 
 /** The nearest folder above this file that has a folder of this name. */

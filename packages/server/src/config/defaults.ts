@@ -73,6 +73,7 @@ export function defaultConfig(env: NodeJS.ProcessEnv, machine: Machine): Config 
       build_timeout_ms: 600_000,
       max_connections: 10_000,
     },
+    pools: { size: 2, max_size: 16, demand_ms: 300_000 },
     retention: { invocations_ms: weekMs, logs_ms: weekMs, images_ms: weekMs },
     registries: { insecure: [] },
     builds: { env: inheritedBuildEnv(env), ca_file: env.SSL_CERT_FILE || null },

@@ -72,6 +72,15 @@ export const configSchema = z.strictObject({
     build_timeout_ms: waitMs('Longest installation of dependencies.'),
     max_connections: whole(1, 1_000_000, 'Most client connections at a time.'),
   }),
+  pools: z.strictObject({
+    size: whole(
+      0,
+      1000,
+      'Sandboxes kept started ahead of need for each kind that a deployed function could use; 0: none unless asked for.',
+    ),
+    max_size: whole(0, 1000, 'Most sandboxes kept of one kind, however large the demand.'),
+    demand_ms: waitMs('How long a start counts as demand: a pool holds as many as were taken within this time.'),
+  }),
   retention: z.strictObject({
     invocations_ms: keptMs('How long records of invocations are kept.'),
     logs_ms: keptMs('How long log entries are kept.'),

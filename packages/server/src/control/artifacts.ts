@@ -15,6 +15,8 @@ export class Artifacts {
   readonly #dir: string
   readonly #bundles: Bundles
   readonly #builder: Builder
+  /** Files and folders of a version; its code never changes. */
+  readonly #entries = new Map<string, number>()
 
   constructor(dataDir: string, bundles: Bundles, builder: Builder) {
     this.#dir = join(dataDir, 'code')
@@ -26,6 +28,18 @@ export class Artifacts {
   /** The folder of a version, or undefined where the image brings the code. */
   path(version: Version): string | undefined {
     return version.codeDigest === null ? undefined : join(this.#dir, version.id)
+  }
+
+  /** Whether the code of a version, which must be complete, has no more files and folders than that. */
+  hasAtMost(version: Version, entries: number): boolean {
+    const path = this.path(version)
+    if (path === undefined) return true
+    let count = this.#entries.get(version.id)
+    if (count === undefined) {
+      count = readdirSync(path, { recursive: true }).length
+      this.#entries.set(version.id, count)
+    }
+    return count <= entries
   }
 
   isComplete(version: Version): boolean {
@@ -59,6 +73,7 @@ export class Artifacts {
   }
 
   remove(versionId: string): void {
+    this.#entries.delete(versionId)
     rmSync(join(this.#dir, versionId), { recursive: true, force: true })
     rmSync(this.#keyPath(versionId), { force: true })
   }

@@ -6,10 +6,12 @@ import type { BuildLogs } from './buildlog.ts'
 import type { Drivers } from './drivers.ts'
 import type { Invoker } from './invoker.ts'
 import { KeyedLock } from './keyed-lock.ts'
+import type { PoolKey } from './pool.ts'
 import type { Bundles } from './ports.ts'
+import { resolveConfig } from './resolve.ts'
 import type { Scheduler } from './scheduler.ts'
 import type { Starter } from './starter.ts'
-import { toVersion, type Version } from './version.ts'
+import { type ResolvedConfig, toVersion, type Version } from './version.ts'
 
 /** Where the code of a deploy comes from, already decoded. */
 export type CodeInput = { inline: Buffer } | { archive: Buffer } | { image: string }
@@ -36,6 +38,7 @@ interface Parts {
   scheduler: Scheduler
   invoker: Invoker
   buildLogs: BuildLogs
+  pools: { want(keys: PoolKey[]): Promise<void> }
   log: Logger
 }
 
@@ -70,6 +73,7 @@ export class Functions {
       if (live !== undefined) this.#inBackground(this.#lock.run(live.row.name, () => this.#make(live.row, row)))
     }
     for (const live of this.#live.values()) if (live.active !== null) this.#parts.scheduler.activate(live.active)
+    void this.#updatePools()
   }
 
   async close(): Promise<void> {
@@ -215,27 +219,10 @@ export class Functions {
     })
   }
 
-  async #resolve({ config, code }: DeployInput): Promise<FunctionConfig> {
-    if (config.snapshot) {
-      throw new ThawError('invalid_request', 'This server cannot start functions from snapshots.', { fix: 'Leave snapshot out.' })
-    }
+  async #resolve({ config, code }: DeployInput): Promise<ResolvedConfig> {
     const driver = config.driver ?? (await this.#parts.drivers.defaultKind())
     await this.#parts.drivers.usable(driver)
-    if (config.command !== undefined && config.contract !== 'stdio') {
-      throw new ThawError('invalid_request', 'command belongs to the stdio contract.', {
-        fix: 'Set contract to "stdio", or give handler instead.',
-      })
-    }
-    if (config.runtime === 'custom' && config.contract === 'handler') {
-      throw new ThawError('invalid_request', 'The custom runtime serves the stdio contract.', { fix: 'Set contract to "stdio".' })
-    }
-    if ('image' in code && config.command === undefined) {
-      throw new ThawError('invalid_request', 'Code that comes with its image needs a command.', {
-        fix: 'Give command: the program and its arguments.',
-      })
-    }
-    const image = 'image' in code ? code.image : (config.image ?? defaultImage(config, driver))
-    return { ...config, driver, image, handler: config.handler ?? defaultHandler(config) }
+    return resolveConfig(config, driver, 'image' in code ? code.image : undefined)
   }
 
   async #finishDeploy(row: FunctionRow, version: VersionRow, wait: boolean, undo: () => Promise<void>): Promise<FunctionItem> {
@@ -293,6 +280,7 @@ export class Functions {
     await this.#load({ ...row, active_version_id: versionRow.id })
     const version = this.active(row.name)
     this.#parts.scheduler.activate(version)
+    void this.#updatePools()
     if (before !== null && before !== undefined && before.id !== version.id) this.#parts.scheduler.retire(before.id)
   }
 
@@ -313,14 +301,27 @@ export class Functions {
     this.#live.set(row.name, { row, active, shown })
   }
 
+  /** Tells the pools which kinds of sandboxes the functions could use. */
+  #updatePools(): Promise<void> {
+    const keys: PoolKey[] = []
+    for (const { active } of this.#live.values()) {
+      if (active === null || active.imageDigest === null || !this.#parts.artifacts.isComplete(active)) continue
+      const key = this.#parts.starter.poolKeyOf(active, { digest: active.imageDigest })
+      if (key !== null) keys.push(key)
+    }
+    return this.#parts.pools.want(keys)
+  }
+
   async #remove(name: string): Promise<void> {
     const { row } = this.#find(name)
     const versions = await this.#parts.store.functions.versions(row.id)
     await this.#parts.store.functions.delete(row.id)
     this.#live.delete(name)
+    const poolsUpdated = this.#updatePools()
     this.#parts.invoker.cancelAllOf(name, new ThawError('cancelled', `${name} was deleted.`))
     await Promise.all(versions.map((version) => this.#removeTraces(version)))
     await this.#parts.store.records.deleteOfFunction(name)
+    await poolsUpdated
     await this.collectCode()
   }
 
@@ -357,18 +358,9 @@ export class Functions {
   }
 }
 
-function defaultHandler(config: FunctionConfig): string {
-  if (config.contract === 'handler') return 'main.handler'
-  return { python: 'main.py', node: 'main.mjs', go: 'main.go', custom: './bootstrap' }[config.runtime]
-}
-
-function defaultImage(config: FunctionConfig, driver: string): string {
-  return driver === 'process' || config.runtime === 'custom' ? 'host' : config.runtime
-}
-
 function versionItem(functionName: string, row: VersionRow): VersionItem {
   const { config } = row
-  const { handler, image, driver } = toVersion(functionName, row).config
+  const { contract, handler, image, driver } = toVersion(functionName, row).config
   return {
     id: row.id,
     function: functionName,
@@ -376,7 +368,7 @@ function versionItem(functionName: string, row: VersionRow): VersionItem {
     state: row.state,
     error: row.error === null ? null : { code: row.error.code, message: row.error.message },
     runtime: config.runtime,
-    contract: config.contract,
+    contract,
     handler,
     command: config.command ?? null,
     image,

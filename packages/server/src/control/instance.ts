@@ -1,8 +1,7 @@
-import { type BootMethod, newId, ThawError } from '@thaw/protocol'
-import type { CreateSpec, Driver } from '../drivers/driver.ts'
-import { type CallBody, type CallSink, type LogSource, RuntimeConnection } from '../runtimes/connection.ts'
-import type { Launch } from './launch.ts'
-import { LineSplitter } from './lines.ts'
+import type { Duplex } from 'node:stream'
+import { type BootMethod, type LoadMessage, ThawError } from '@thaw/protocol'
+import type { CallBody, CallSink, LogSource, RuntimeConnection } from '../runtimes/connection.ts'
+import type { BootedSandbox } from './booted.ts'
 import type { Version } from './version.ts'
 
 /** Where an instance sends what its code prints outside of a call. */
@@ -16,7 +15,7 @@ export interface InstanceTimes {
 }
 
 /**
- * A sandbox that serves one version. It is made by `start`, carries up to `concurrency` calls at a time, and ends by
+ * A sandbox that serves one version. It is made by `load`, carries up to `concurrency` calls at a time, and ends by
  * `destroy`. Whoever holds it watches `lost`: its connection ended, by a crash or by a violation of the protocol.
  */
 export class Instance {
@@ -32,59 +31,42 @@ export class Instance {
   busy = 0
   /** It has answered a call before. */
   used = false
-  readonly #driver: Driver
-  readonly #connection: RuntimeConnection
+  /** Monotonic milliseconds at which it last began to answer a request that did not go through the runtime's socket. */
+  answeredAt = 0
+  readonly #booted: BootedSandbox
   #destroyed: Promise<void> | undefined
 
-  private constructor(id: string, version: Version, driver: Driver, connection: RuntimeConnection, times: InstanceTimes) {
-    this.id = id
+  private constructor(booted: BootedSandbox, version: Version, bootMethod: BootMethod, times: InstanceTimes) {
+    this.id = booted.id
     this.version = version
     this.times = times
-    this.bootMethod = 'cold'
-    this.lost = connection.closed
-    this.#driver = driver
-    this.#connection = connection
+    this.bootMethod = bootMethod
+    this.lost = booted.connection.closed
+    this.#booted = booted
   }
 
   /**
-   * Starts a sandbox and loads the code. Rejects with `handler_invalid`, `out_of_memory`, `start_failed` or what the
-   * driver said, and leaves nothing behind.
+   * Loads the code of a version into a sandbox, which is this instance's from then on. Rejects with `handler_invalid`,
+   * `out_of_memory` or `start_failed`; the sandbox is destroyed then.
    */
-  static async start(
-    driver: Driver,
+  static async load(
+    booted: BootedSandbox,
     version: Version,
-    launch: Launch,
+    message: LoadMessage,
     log: InstanceLog,
-    options: { timeoutMs: number; signal?: AbortSignal },
+    options: { timeoutMs: number; bootMs: number; bootMethod: BootMethod; signal?: AbortSignal | undefined },
   ): Promise<Instance> {
-    const id = newId('sbx')
     const deadline = AbortSignal.timeout(options.timeoutMs)
     const signal = options.signal === undefined ? deadline : AbortSignal.any([deadline, options.signal])
     let instance: Instance | undefined
-    const onLine = (source: LogSource, message: string) =>
-      log({ sandboxId: id, invocationId: instance?.onlyInvocation ?? null, source, message })
-    const lines = { stdout: new LineSplitter((line) => onLine('stdout', line)), stderr: new LineSplitter((line) => onLine('stderr', line)) }
-    // What was printed before there was an instance: it explains why there is none.
-    let printed = ''
-    const spec: CreateSpec = {
-      ...launch.spec,
-      id,
-      ready: 'runtime',
-      start_timeout_ms: options.timeoutMs,
-      onOutput: (source, bytes) => {
-        if (instance === undefined) printed = (printed + bytes.toString('utf8')).slice(-4096)
-        lines[source].push(bytes)
-      },
-    }
+    booted.listen((source, text) => log({ sandboxId: booted.id, invocationId: instance?.onlyInvocation ?? null, source, message: text }))
     try {
-      const handle = await driver.create(spec, options.signal)
-      const connection = new RuntimeConnection(await driver.dial(id, 'runtime'), onLine)
-      const loaded = await connection.load(launch.load, signal)
-      instance = new Instance(id, version, driver, connection, { boot_ms: handle.boot_ms, init_ms: loaded.init_ms })
+      const loaded = await booted.connection.load(message, signal)
+      instance = new Instance(booted, version, options.bootMethod, { boot_ms: options.bootMs, init_ms: loaded.init_ms })
       return instance
     } catch (error) {
-      const outOfMemory = (await driver.inspect(id).catch(() => null))?.out_of_memory === true
-      await driver.destroy(id)
+      const outOfMemory = (await booted.driver.inspect(booted.id).catch(() => null))?.out_of_memory === true
+      await booted.destroy()
       if (outOfMemory) {
         throw new ThawError('out_of_memory', `Loading the code used more than ${version.config.resources.memory_mib} MiB.`, {
           cause: error,
@@ -95,18 +77,12 @@ export class Instance {
       if (error instanceof ThawError && error.code === 'function_crashed') {
         throw new ThawError('handler_invalid', 'The code ended its process while it was loaded.', { cause: error })
       }
-      if (error instanceof ThawError && error.code === 'driver_failed' && printed !== '') {
-        throw new ThawError('start_failed', `${error.message} It printed: ${printed.trim().slice(-500)}`, {
-          details: { output: printed },
-          cause: error,
-        })
-      }
-      throw error
+      throw booted.explain(error)
     }
   }
 
-  /** Invocations by the stream that carries them. */
-  readonly #invocations = new Map<number, string>()
+  /** Invocations by the stream that carries them, or by whoever carries them on a connection of their own. */
+  readonly #invocations = new Map<number | object, string>()
 
   /** The invocation that raw output can be blamed on: there is just one. */
   get onlyInvocation(): string | null {
@@ -115,36 +91,43 @@ export class Instance {
   }
 
   call(meta: Parameters<RuntimeConnection['call']>[0], body: CallBody, sink: CallSink): number {
-    const stream = this.#connection.call(meta, body, sink)
+    const stream = this.#booted.connection.call(meta, body, sink)
     this.#invocations.set(stream, meta.id)
     return stream
   }
 
-  /** The call has had its last word. */
-  finished(stream: number): void {
-    this.#invocations.delete(stream)
+  /** The call, or what `carry` was given, has had its last word. */
+  finished(carrier: number | object): void {
+    this.#invocations.delete(carrier)
+  }
+
+  /** An invocation that goes over connections of its own (`dial`), until `finished`. */
+  carry(carrier: object, invocationId: string): void {
+    this.#invocations.set(carrier, invocationId)
+  }
+
+  /** A connection to the web server inside (the http contract). */
+  dial(): Promise<Duplex> {
+    return this.#booted.driver.dial(this.id, 'http')
   }
 
   /** Tells the code to stop. Resolves with true once it has, with false when the connection ended first. */
   cancel(stream: number): Promise<boolean> {
-    return this.#connection.cancel(stream)
+    return this.#booted.connection.cancel(stream)
   }
 
   resume(): void {
-    this.#connection.resume()
+    this.#booted.connection.resume()
   }
 
   /** Whether the kernel killed something in it for want of memory. */
   async outOfMemory(): Promise<boolean> {
-    return (await this.#driver.inspect(this.id).catch(() => null))?.out_of_memory === true
+    return (await this.#booted.driver.inspect(this.id).catch(() => null))?.out_of_memory === true
   }
 
   /** Ends the sandbox. Idempotent; resolves when nothing of it is left. */
   destroy(): Promise<void> {
-    this.#destroyed ??= (async () => {
-      this.#connection.destroy()
-      await this.#driver.destroy(this.id)
-    })()
+    this.#destroyed ??= this.#booted.destroy()
     return this.#destroyed
   }
 }

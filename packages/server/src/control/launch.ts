@@ -1,12 +1,24 @@
 import { join } from 'node:path'
-import type { LoadMessage } from '@thaw/protocol'
-import { type CreateSpec, insidePaths, type Prepared } from '../drivers/driver.ts'
+import type { LoadMessage, NetworkMode } from '@thaw/protocol'
+import { insidePaths, type Prepared } from '../drivers/driver.ts'
+import type { BootSpec } from './booted.ts'
 import type { Version } from './version.ts'
 
 /** How an instance of a version is started: the sandbox, and what its runtime is told to load. */
 export interface Launch {
-  spec: Omit<CreateSpec, 'id' | 'ready' | 'start_timeout_ms' | 'onOutput'>
+  spec: BootSpec
   load: LoadMessage
+}
+
+/** A folder of `runtimes/`: whose files a sandbox is shown, and which program it starts with. */
+export type RuntimeFolder = 'python' | 'node' | 'custom'
+
+/** What makes one started sandbox as good as another for a version, before its code is given to it. */
+export interface BootKind {
+  folder: RuntimeFolder
+  network: NetworkMode
+  /** The size of /tmp is fixed when a sandbox starts; its other limits are not. */
+  tmp_mib: number
 }
 
 export interface LaunchPlaces {
@@ -18,8 +30,6 @@ export interface LaunchPlaces {
   insideCodeDir: string
   /** What the image itself says its environment is. */
   imageEnv: Record<string, string>
-  /** Environment that the platform adds, such as the paths of certificates. */
-  platformEnv: Record<string, string>
 }
 
 /** Where a deploy puts what it built, below the code folder. */
@@ -28,29 +38,22 @@ export const builtPaths = { goBinary: '.thaw/bin/function', pythonPackages: '.th
 const defaultPath = '/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin'
 
 /** Which folder of `runtimes/` serves the version. */
-function runtimeFolder(version: Version): 'python' | 'node' | 'custom' | null {
+function runtimeFolder(version: Version): RuntimeFolder | null {
   const { runtime, contract } = version.config
-  if (contract === 'stdio' || runtime === 'custom') return 'custom'
+  if (contract !== 'handler' || runtime === 'custom') return 'custom'
   return runtime === 'go' ? null : runtime
 }
 
-function runtimeArgv(version: Version): string[] {
-  switch (runtimeFolder(version)) {
-    case 'python':
-      return ['python3', '-u', `${insidePaths.runtimeDir}/bootstrap.py`]
-    case 'node':
-      return ['node', `${insidePaths.runtimeDir}/bootstrap.mjs`]
-    case 'custom':
-      return [`${insidePaths.runtimeDir}/launcher`]
-    case null:
-      // A Go function is linked with its runtime.
-      return [`${insidePaths.codeDir}/${builtPaths.goBinary}`]
-  }
+const runtimeArgv: Record<RuntimeFolder, string[]> = {
+  python: ['python3', '-u', `${insidePaths.runtimeDir}/bootstrap.py`],
+  node: ['node', `${insidePaths.runtimeDir}/bootstrap.mjs`],
+  custom: [`${insidePaths.runtimeDir}/launcher`],
 }
 
-/** stdio: the program of a version that names none. */
+/** What a version runs that names no command. */
 export function defaultCommand(version: Version, codeDir: string): string[] {
-  const { runtime, handler } = version.config
+  const { runtime, contract, handler } = version.config
+  if (contract === 'custom' && runtime !== 'go') return ['./bootstrap']
   switch (runtime) {
     case 'python':
       return ['python3', '-u', handler]
@@ -63,38 +66,78 @@ export function defaultCommand(version: Version, codeDir: string): string[] {
   }
 }
 
+/** Null: the version starts with a program of its own (Go functions are linked with their runtime). */
+export function bootKindOf(version: Version): BootKind | null {
+  const folder = runtimeFolder(version)
+  return folder === null ? null : { folder, network: version.config.network, tmp_mib: version.config.resources.tmp_mib }
+}
+
+/** Limits of a sandbox that waits for its code; `bind` sets those of the version. */
+export const pooledResources = { memory_mib: 128, cpus: 1, pids: 64 } as const
+
+/** A sandbox that can be started before anybody knows for which version. */
+export function pooledSpec(kind: BootKind, image: Prepared, places: Pick<LaunchPlaces, 'runtimesDir' | 'imageEnv'>): BootSpec {
+  return {
+    ...bootSpec(runtimeArgv[kind.folder], image, places),
+    mounts: [{ source: join(places.runtimesDir, kind.folder), target: insidePaths.runtimeDir, readonly: true }],
+    slot: insidePaths.codeDir,
+    resources: { ...pooledResources, tmp_mib: kind.tmp_mib },
+    network: kind.network,
+  }
+}
+
+function bootSpec(argv: string[], image: Prepared, places: Pick<LaunchPlaces, 'imageEnv'>) {
+  return {
+    image,
+    argv,
+    env: {
+      PATH: defaultPath,
+      HOME: '/tmp',
+      LANG: 'C.UTF-8',
+      ...places.imageEnv,
+      THAW_RUNTIME_SOCKET: insidePaths.runtimeSocket,
+      THAW_RUNTIME_DIR: insidePaths.runtimeDir,
+    },
+    cwd: '/',
+    user: 'function',
+    root: 'readonly',
+  } as const
+}
+
+/** The process driver has no inside: there the code lies where it lies on the host. */
+function codeDirInside(version: Version, places: LaunchPlaces): string {
+  return version.config.driver === 'process' && places.codeDir !== undefined ? places.codeDir : places.insideCodeDir
+}
+
 export function launchOf(version: Version, image: Prepared, places: LaunchPlaces): Launch {
   const { config } = version
   const folder = runtimeFolder(version)
   const mounts = []
   if (folder !== null) mounts.push({ source: join(places.runtimesDir, folder), target: insidePaths.runtimeDir, readonly: true })
   if (places.codeDir !== undefined) mounts.push({ source: places.codeDir, target: insidePaths.codeDir, readonly: true })
-  // The process driver has no inside: the code lies where it lies on the host.
-  const codeDir = config.driver === 'process' && places.codeDir !== undefined ? places.codeDir : places.insideCodeDir
-  const base = { PATH: defaultPath, HOME: '/tmp', LANG: 'C.UTF-8', ...places.imageEnv, ...places.platformEnv }
+  const argv = folder === null ? [`${insidePaths.codeDir}/${builtPaths.goBinary}`] : runtimeArgv[folder]
   return {
-    spec: {
-      image,
-      argv: runtimeArgv(version),
-      env: { ...base, THAW_RUNTIME_SOCKET: insidePaths.runtimeSocket, THAW_RUNTIME_DIR: insidePaths.runtimeDir },
-      cwd: folder === null ? insidePaths.codeDir : '/',
-      mounts,
-      resources: config.resources,
-      network: config.network,
-      user: 'function',
-      root: 'readonly',
-    },
-    load: {
-      function: version.functionName,
-      version: String(version.number),
-      contract: config.contract,
-      handler: config.handler,
-      ...(config.contract === 'stdio' ? { command: config.command ?? defaultCommand(version, codeDir) } : {}),
-      code_dir: codeDir,
-      env: { ...config.env, THAW_FUNCTION_NAME: version.functionName, THAW_FUNCTION_VERSION: String(version.number) },
-      timeout_ms: config.timeout_ms,
-      memory_mib: config.resources.memory_mib,
-      concurrency: config.scaling.concurrency,
-    },
+    spec: { ...bootSpec(argv, image, places), mounts, resources: config.resources, network: config.network },
+    load: loadOf(version, places),
+  }
+}
+
+/** What the runtime is told to load. */
+export function loadOf(version: Version, places: LaunchPlaces): LoadMessage {
+  const { config } = version
+  const codeDir = codeDirInside(version, places)
+  return {
+    function: version.functionName,
+    version: String(version.number),
+    contract: config.contract,
+    handler: config.handler,
+    ...(config.contract === 'handler' ? {} : { command: config.command ?? defaultCommand(version, codeDir) }),
+    // The process driver has no network of its own, so any port may be taken there.
+    ...(config.contract === 'http' ? { port: config.driver === 'process' ? 0 : 8080 } : {}),
+    code_dir: codeDir,
+    env: { ...config.env, THAW_FUNCTION_NAME: version.functionName, THAW_FUNCTION_VERSION: String(version.number) },
+    timeout_ms: config.timeout_ms,
+    memory_mib: config.resources.memory_mib,
+    concurrency: config.scaling.concurrency,
   }
 }

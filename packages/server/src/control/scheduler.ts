@@ -1,21 +1,26 @@
 import type { Logger } from '../telemetry/log.ts'
 import type { Metrics } from '../telemetry/metrics.ts'
-import { Budget } from './budget.ts'
+import type { Budget } from './budget.ts'
 import { type GroupOptions, InstanceGroup, type Lease } from './group.ts'
 import type { Instance } from './instance.ts'
 import type { Version } from './version.ts'
 
-export interface SchedulerOptions extends GroupOptions {
-  maxInstances: number
-  memoryMib: number
+export interface SchedulerParts {
+  /** Shared with the pools. */
+  budget: Budget
+  pools: { makeRoom(): Promise<boolean> }
+  start(version: Version, signal: AbortSignal): Promise<Instance>
+  log: Logger
+  metrics: Metrics
 }
 
 const sweepMs = 500
 
 /** All instance groups of this host: who may start what, and what goes when it is idle. */
 export class Scheduler {
-  readonly #options: SchedulerOptions
+  readonly #options: GroupOptions
   readonly #budget: Budget
+  readonly #pools: { makeRoom(): Promise<boolean> }
   readonly #start: (version: Version, signal: AbortSignal) => Promise<Instance>
   readonly #groups = new Map<string, InstanceGroup>()
   /** Groups of versions that serve no longer, until their last call is done. */
@@ -26,18 +31,15 @@ export class Scheduler {
   readonly #sweeper: NodeJS.Timeout
   #sweeping = false
 
-  constructor(
-    options: SchedulerOptions,
-    start: (version: Version, signal: AbortSignal) => Promise<Instance>,
-    telemetry: { log: Logger; metrics: Metrics },
-  ) {
+  constructor(options: GroupOptions, parts: SchedulerParts) {
     this.#options = options
-    this.#budget = new Budget(options)
-    this.#start = start
-    this.#log = telemetry.log
+    this.#budget = parts.budget
+    this.#pools = parts.pools
+    this.#start = parts.start
+    this.#log = parts.log
     this.#sweeper = setInterval(() => void this.#sweep(), sweepMs)
     this.#sweeper.unref()
-    telemetry.metrics.observeInstances(() => this.#totals())
+    parts.metrics.observeInstances(() => this.#totals())
   }
 
   /** An instance of the version with a free place now, or null. */
@@ -102,9 +104,16 @@ export class Scheduler {
     return group
   }
 
-  /** The instance that has been idle for longest, of whichever function, goes. */
+  /** What waits in a pool goes first, then the instance that has been idle for longest, of whichever function. */
   #makeRoom(hungry: InstanceGroup): void {
     this.#hungry.add(hungry)
+    void this.#pools.makeRoom().then((made) => {
+      if (made) this.#feedHungry()
+      else this.#evictOldestIdle(hungry)
+    })
+  }
+
+  #evictOldestIdle(hungry: InstanceGroup): void {
     let victim: { group: InstanceGroup; since: number } | undefined
     for (const group of this.#groups.values()) {
       const since = group === hungry ? null : group.oldestIdle

@@ -1,9 +1,11 @@
-import { ThawError } from '@thaw/protocol'
-import type { Driver } from '../drivers/driver.ts'
+import { type BootMethod, errorTable, ThawError } from '@thaw/protocol'
+import { type Driver, insidePaths } from '../drivers/driver.ts'
 import type { Artifacts } from './artifacts.ts'
+import { BootedSandbox } from './booted.ts'
 import type { Drivers } from './drivers.ts'
 import { Instance, type InstanceLog } from './instance.ts'
-import { launchOf } from './launch.ts'
+import { bootKindOf, type LaunchPlaces, launchOf, loadOf, pooledSpec } from './launch.ts'
+import type { PoolKey } from './pool.ts'
 import type { Images, ReadyImage } from './ports.ts'
 import type { Version } from './version.ts'
 
@@ -12,15 +14,28 @@ export interface StarterOptions {
   startTimeoutMs: number
 }
 
-/** Starts instances: brings driver, image and code of a version together. */
+export interface StarterParts {
+  drivers: Drivers
+  images: Images
+  artifacts: Artifacts
+  pools: { take(key: PoolKey): BootedSandbox | undefined }
+  log: (version: Version) => InstanceLog
+  /** A faster way of starting failed, and the next one is used. */
+  onFallback: (version: Version, method: BootMethod, error: unknown) => void
+}
+
+/** Code of more files is not bound into a pooled sandbox: making the links would take as long as a start. */
+const maxBoundEntries = 2000
+
+/**
+ * Starts instances: brings driver, image and code of a version together. A pooled sandbox comes first; whatever is wrong
+ * with that, the caller gets a cold start.
+ */
 export class Starter {
   readonly #options: StarterOptions
-  readonly #parts: { drivers: Drivers; images: Images; artifacts: Artifacts; log: (version: Version) => InstanceLog }
+  readonly #parts: StarterParts
 
-  constructor(
-    options: StarterOptions,
-    parts: { drivers: Drivers; images: Images; artifacts: Artifacts; log: (version: Version) => InstanceLog },
-  ) {
+  constructor(options: StarterOptions, parts: StarterParts) {
     this.#options = options
     this.#parts = parts
   }
@@ -38,15 +53,77 @@ export class Starter {
   async start(version: Version, signal: AbortSignal): Promise<Instance> {
     if (!this.#parts.artifacts.isComplete(version)) throw new ThawError('start_failed', 'The code of this version is not on disk yet.')
     const { driver, image } = await this.prepare(version, signal)
-    const prepared = await driver.prepare(image.source)
-    const launch = launchOf(version, prepared, {
+    const places = this.#places(version, image)
+    const pooled = await this.#startPooled(version, image, places, signal)
+    if (pooled !== null) return pooled
+    const started = performance.now()
+    const launch = launchOf(version, await driver.prepare(image.source), places)
+    const timeoutMs = this.#options.startTimeoutMs
+    const booted = await BootedSandbox.start(driver, launch.spec, { timeoutMs, signal })
+    return Instance.load(booted, version, launch.load, this.#parts.log(version), {
+      timeoutMs,
+      bootMs: performance.now() - started,
+      bootMethod: 'cold',
+      signal,
+    })
+  }
+
+  /** The pool that a version's instances can come from, or null. */
+  poolKeyOf(version: Version, image: { digest: string }): PoolKey | null {
+    const kind = bootKindOf(version)
+    if (kind === null || !this.#parts.artifacts.hasAtMost(version, maxBoundEntries)) return null
+    return { ...kind, driver: version.config.driver, imageDigest: image.digest, imageRef: version.config.image }
+  }
+
+  /** Starts a sandbox for a pool. */
+  async startForPool(key: PoolKey, signal: AbortSignal): Promise<BootedSandbox> {
+    const driver = await this.#parts.drivers.usable(key.driver)
+    const image = (await this.#parts.images.find(key.imageDigest)) ?? (await this.#parts.images.ensure(key.imageRef, { signal }))
+    const spec = pooledSpec(key, await driver.prepare(image.source), {
+      runtimesDir: this.#options.runtimesDir,
+      imageEnv: image.config?.env ?? {},
+    })
+    return BootedSandbox.start(driver, spec, { timeoutMs: this.#options.startTimeoutMs, signal })
+  }
+
+  async #startPooled(version: Version, image: ReadyImage, places: LaunchPlaces, signal: AbortSignal): Promise<Instance | null> {
+    const key = this.poolKeyOf(version, image)
+    if (key === null) return null
+    const started = performance.now()
+    const booted = this.#parts.pools.take(key)
+    if (booted === undefined) return null
+    try {
+      await booted.driver.bind(booted.id, {
+        ...(places.codeDir === undefined ? {} : { code: places.codeDir }),
+        resources: version.config.resources,
+      })
+    } catch (error) {
+      await booted.destroy()
+      this.#parts.onFallback(version, 'pooled', error)
+      return null
+    }
+    try {
+      return await Instance.load(booted, version, loadOf(version, places), this.#parts.log(version), {
+        timeoutMs: this.#options.startTimeoutMs,
+        bootMs: performance.now() - started,
+        bootMethod: 'pooled',
+        signal,
+      })
+    } catch (error) {
+      // Code that cannot be loaded cannot be loaded in another sandbox either.
+      if (signal.aborted || (error instanceof ThawError && errorTable[error.code].blame === 'code')) throw error
+      this.#parts.onFallback(version, 'pooled', error)
+      return null
+    }
+  }
+
+  #places(version: Version, image: ReadyImage): LaunchPlaces {
+    return {
       runtimesDir: this.#options.runtimesDir,
       codeDir: this.#parts.artifacts.path(version),
-      insideCodeDir: version.codeDigest === null ? (image.config?.workdir ?? '/') : '/function',
+      insideCodeDir: version.codeDigest === null ? (image.config?.workdir ?? '/') : insidePaths.codeDir,
       imageEnv: image.config?.env ?? {},
-      platformEnv: {},
-    })
-    return Instance.start(driver, version, launch, this.#parts.log(version), { timeoutMs: this.#options.startTimeoutMs, signal })
+    }
   }
 
   /** A version stays with the image that it was made with: a tag that moved meanwhile changes nothing. */

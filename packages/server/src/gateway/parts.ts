@@ -3,6 +3,7 @@ import type { ImageCatalog } from '../control/images.ts'
 import type { Invocations } from '../control/invocations.ts'
 import type { Invoker } from '../control/invoker.ts'
 import type { Platform } from '../control/platform.ts'
+import type { PoolCatalog } from '../control/pool-catalog.ts'
 import type { Logger } from '../telemetry/log.ts'
 import type { Metrics } from '../telemetry/metrics.ts'
 
@@ -13,6 +14,7 @@ export interface GatewayParts {
   invoker: Invoker
   images: ImageCatalog
   platform: Platform
+  pools: PoolCatalog
   metrics: Metrics
   log: Logger
 }

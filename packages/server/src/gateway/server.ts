@@ -14,6 +14,7 @@ import { functionRoutes } from './routes/functions.ts'
 import { imageRoutes } from './routes/images.ts'
 import { invocationRoutes } from './routes/invocations.ts'
 import { platformRoutes } from './routes/platform.ts'
+import { poolRoutes } from './routes/pools.ts'
 import { parseStrictJson } from './strict-json.ts'
 
 /** More than the 16 KiB of Node, which counts the request line too. */
@@ -118,6 +119,7 @@ export async function startGateway(options: GatewayOptions, parts: GatewayParts)
     functionRoutes(routes, parts, options)
     invocationRoutes(routes, parts)
     imageRoutes(routes, parts)
+    poolRoutes(routes, parts)
   })
   await app.ready()
   await listen(app.server, options)
