@@ -5,7 +5,7 @@ export const runtimes = ['python', 'node', 'go', 'custom'] as const
 export const runtimeSchema = z.enum(runtimes)
 export type Runtime = z.infer<typeof runtimeSchema>
 
-export const contracts = ['handler', 'stdio'] as const
+export const contracts = ['handler', 'stdio', 'http', 'custom'] as const
 export const contractSchema = z.enum(contracts)
 export type Contract = z.infer<typeof contractSchema>
 
@@ -41,14 +41,14 @@ export const retrySchema = z.strictObject({
 /** What a version of a function is made of; everything but the code itself. */
 export const functionConfigSchema = z.strictObject({
   runtime: runtimeSchema,
-  contract: contractSchema.default('handler'),
+  contract: contractSchema.optional().describe('default: custom for the runtime custom, else handler'),
   handler: z
     .string()
     .min(1)
     .max(512)
     .regex(/^[^\0]*$/)
     .optional()
-    .describe('default: main.handler, or the main file for the stdio contract'),
+    .describe('default: main.handler; contracts stdio and http: the main file'),
   command: z
     .array(
       z
@@ -59,7 +59,7 @@ export const functionConfigSchema = z.strictObject({
     .min(1)
     .max(64)
     .optional()
-    .describe('stdio contract: the program and its arguments, run in the code folder'),
+    .describe('contracts stdio, http and custom: the program and its arguments, run in the code folder'),
   image: z.string().min(1).max(512).optional().describe('host, python, node, go, or an OCI reference; default: the image of the runtime'),
   driver: driverKindSchema.optional().describe('default: the strongest usable driver of the server'),
   env: envSchema.default({}),

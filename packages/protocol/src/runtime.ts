@@ -1,4 +1,5 @@
 import { z } from 'zod'
+import type { Contract } from './functions.ts'
 
 /**
  * The JSON inside the frames of the runtime protocol. What comes from a sandbox is untrusted: the worker validates it
@@ -10,11 +11,13 @@ const text = (maxLength: number) => z.string().max(maxLength)
 export interface LoadMessage {
   function: string
   version: string
-  contract: 'handler' | 'stdio'
-  /** handler: `file.function`; stdio: what to run, see docs/functions.md. */
+  contract: Contract
+  /** handler: `file.function`; custom: `_HANDLER`; else what to run, see docs/functions.md. */
   handler: string
-  /** stdio only: the program and its arguments. */
+  /** All contracts but handler: the program and its arguments. */
   command?: string[]
+  /** http only: where the server is to listen, unless its environment has a PORT; 0: on any free port. */
+  port?: number
   /** Where the code lies, as the instance sees it. */
   code_dir: string
   env: Record<string, string>

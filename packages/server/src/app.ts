@@ -157,6 +157,7 @@ export async function startApp(config: Config, onProgress: (line: string) => voi
         headerTimeoutMs: limits.header_timeout_ms,
         requestTimeoutMs: limits.request_timeout_ms,
         maxConnections: limits.max_connections,
+        websocketIdleMs: limits.websocket_idle_ms,
       },
       {
         functions,

@@ -72,6 +72,7 @@ export function defaultConfig(env: NodeJS.ProcessEnv, machine: Machine): Config 
       start_timeout_ms: 30_000,
       build_timeout_ms: 600_000,
       max_connections: 10_000,
+      websocket_idle_ms: 600_000,
     },
     pools: { size: 2, max_size: 16, demand_ms: 300_000 },
     retention: { invocations_ms: weekMs, logs_ms: weekMs, images_ms: weekMs },

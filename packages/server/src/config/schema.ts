@@ -71,6 +71,7 @@ export const configSchema = z.strictObject({
     start_timeout_ms: waitMs('Longest start of an instance, loading the code included.'),
     build_timeout_ms: waitMs('Longest installation of dependencies.'),
     max_connections: whole(1, 1_000_000, 'Most client connections at a time.'),
+    websocket_idle_ms: waitMs('Longest silence on a WebSocket to a function.'),
   }),
   pools: z.strictObject({
     size: whole(

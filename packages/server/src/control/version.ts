@@ -1,4 +1,4 @@
-import type { DriverKind, FunctionConfig } from '@thaw/protocol'
+import type { Contract, DriverKind, FunctionConfig } from '@thaw/protocol'
 import type { VersionRow } from '../store/store.ts'
 
 /** A version of a function with every default filled in: what the parts of control hand to each other. */
@@ -13,8 +13,13 @@ export interface Version {
   imageDigest: string | null
 }
 
-/** `handler`, `image` and `driver` have defaults that depend on the rest; here they are decided. */
-export type ResolvedConfig = Omit<FunctionConfig, 'handler' | 'image' | 'driver'> & { handler: string; image: string; driver: DriverKind }
+/** Some settings have defaults that depend on the rest; here they are decided. */
+export type ResolvedConfig = Omit<FunctionConfig, 'contract' | 'handler' | 'image' | 'driver'> & {
+  contract: Contract
+  handler: string
+  image: string
+  driver: DriverKind
+}
 
 export function toVersion(functionName: string, row: VersionRow): Version {
   return {

@@ -56,8 +56,11 @@ export interface Driver {
   close(): Promise<void>
 }
 
-/** What can be dialled: the Unix socket on which the runtime listens. */
-export type Port = 'runtime'
+/** What can be dialled: the Unix socket on which the runtime listens, and that of the web server which it runs. */
+export type Port = 'runtime' | 'http'
+
+/** Their names, in the folder that a sandbox shares with its driver (`insidePaths.runDir`). */
+export const socketNames = { runtime: 'runtime.sock', http: 'http.sock' } as const satisfies Record<Port, string>
 
 /** An image on disk: a folder tree, owned as the sandbox's users see it before any shift of ids. */
 export interface ImageSource {

@@ -1,30 +1,23 @@
-import { type IncomingMessage, type ServerResponse, validateHeaderName, validateHeaderValue } from 'node:http'
-import { bodyChunkBytes, errorTable, functionNameSchema, invokeModes, newId, type ResultMeta, ThawError, toThawError } from '@thaw/protocol'
-import type { AnswerInfo, AnswerSink, Invocation, InvokeRequest } from '../control/invoker.ts'
+import type { IncomingMessage, ServerResponse } from 'node:http'
+import type { Duplex } from 'node:stream'
+import { bodyChunkBytes, functionNameSchema, invokeModes, type ResultMeta, ThawError, toThawError } from '@thaw/protocol'
+import type { AnswerSink, Invocation, InvokeRequest } from '../control/invocation.ts'
+import type { Borrower, Loan } from '../control/loan.ts'
+import type { AnswerInfo, RunRequest } from '../control/run.ts'
 import type { Version } from '../control/version.ts'
-import { respondError } from './respond.ts'
+import { answerHeaders, functionHeaders, hopByHop } from './headers.ts'
+import { WebProxy } from './proxy.ts'
+import { type ErrorReport, respondError, respondRunError } from './respond.ts'
 
 /** What the invoke paths need of control. */
-export interface InvokeParts {
+export interface InvokeParts extends ErrorReport {
   active(name: string): Version
   invoke(version: Version, request: InvokeRequest, sink: AnswerSink): Invocation
+  borrow(version: Version, request: RunRequest, borrower: Borrower): Loan
   maxPayloadBytes: number
-  /** Hears of errors that are the platform's fault, with the id that the client was told. */
-  onPlatformError(error: ThawError, context: { requestId: string; functionName: string; invocationId: string | null }): void
+  /** How long a WebSocket may be silent. */
+  websocketIdleMs: number
 }
-
-/** Headers that speak of one connection and are not passed on (RFC 9110, 7.6.1). */
-const hopByHop = new Set([
-  'connection',
-  'keep-alive',
-  'proxy-authenticate',
-  'proxy-authorization',
-  'proxy-connection',
-  'te',
-  'trailer',
-  'transfer-encoding',
-  'upgrade',
-])
 
 /**
  * The two paths that run functions. They work on node:http itself: no framework, no parsing of the body, and for a
@@ -32,17 +25,17 @@ const hopByHop = new Set([
  */
 export class InvokePaths {
   readonly #parts: InvokeParts
+  readonly #proxy: WebProxy
 
   constructor(parts: InvokeParts) {
     this.#parts = parts
+    this.#proxy = new WebProxy(parts)
   }
 
   /** Takes the request if its path is one of ours. `path` is without the query. */
   handle(path: string, query: string, request: IncomingMessage, response: ServerResponse): boolean {
     if (path.startsWith('/fn/')) {
-      const slash = path.indexOf('/', 4)
-      const name = slash < 0 ? path.slice(4) : path.slice(4, slash)
-      this.#trigger(name, slash < 0 ? '/' : path.slice(slash), query, request, response)
+      this.#run(splitTrigger(path, query), request, response, { trigger: 'http' })
       return true
     }
     if (path.startsWith('/v1/functions/') && path.endsWith('/invoke') && path.indexOf('/', 14) === path.length - 7) {
@@ -50,6 +43,29 @@ export class InvokePaths {
       return true
     }
     return false
+  }
+
+  /** A request for another protocol (WebSocket), on a connection that is no longer HTTP's. */
+  upgrade(path: string, query: string, request: IncomingMessage, response: ServerResponse, socket: Duplex, head: Buffer): void {
+    try {
+      if (!path.startsWith('/fn/'))
+        throw new ThawError('route_not_found', `There is no WebSocket at ${JSON.stringify(path.slice(0, 200))}.`)
+      const target = splitTrigger(path, query)
+      const version = this.#parts.active(functionName(target.name))
+      if (version.config.contract !== 'http') {
+        throw new ThawError('invalid_request', `${version.functionName} takes no WebSockets: its contract is ${version.config.contract}.`, {
+          fix: 'Deploy a web server with the http contract.',
+        })
+      }
+      this.#proxy.upgrade(version, { path: withQuery(target), prefix: `/fn/${target.name}` }, request, response, socket, head)
+    } catch (error) {
+      respondError(response, toThawError(error))
+    }
+  }
+
+  /** Ends connections that are no longer HTTP's, which the server does not know. */
+  close(): void {
+    this.#proxy.close()
   }
 
   #invoke(rawName: string, request: IncomingMessage, response: ServerResponse): void {
@@ -71,36 +87,37 @@ export class InvokePaths {
         return
       }
     }
-    this.#run(rawName, request, response, { trigger: 'invoke', timeoutMs })
+    this.#run({ name: rawName, path: '/', query: '' }, request, response, { trigger: 'invoke', timeoutMs })
   }
 
-  #trigger(rawName: string, path: string, query: string, request: IncomingMessage, response: ServerResponse): void {
-    const headers: Record<string, string> = {}
-    for (const [name, value] of Object.entries(request.headers)) {
-      if (value !== undefined && !hopByHop.has(name)) headers[name] = Array.isArray(value) ? value.join(', ') : value
-    }
-    this.#run(rawName, request, response, { trigger: 'http', http: { method: request.method ?? 'GET', path, query, headers } })
-  }
-
-  #run(
-    rawName: string,
-    request: IncomingMessage,
-    response: ServerResponse,
-    how: Pick<InvokeRequest, 'trigger' | 'http' | 'timeoutMs'>,
-  ): void {
+  #run(target: Trigger, request: IncomingMessage, response: ServerResponse, how: Pick<InvokeRequest, 'trigger' | 'timeoutMs'>): void {
     let version: Version
     let length: number | undefined
     try {
-      version = this.#parts.active(functionName(rawName))
+      version = this.#parts.active(functionName(target.name))
+      if (version.config.contract !== 'http') checkEncoding(request)
       length = this.#checkedLength(request)
     } catch (error) {
       refuse(request, response, toThawError(error))
       return
     }
+    if (version.config.contract === 'http') {
+      const prefix = how.trigger === 'http' ? `/fn/${target.name}` : ''
+      this.#proxy.request(version, { path: withQuery(target), prefix }, how, request, response)
+      return
+    }
+    const http =
+      how.trigger === 'http'
+        ? { method: request.method ?? 'GET', path: target.path, query: target.query, headers: eventHeaders(request) }
+        : undefined
     const contentType = request.headers['content-type'] ?? ''
     const start = (body: InvokeRequest['body'], bodyBytes: number) => {
       const sink = new ResponseSink(response, version.functionName, this.#parts)
-      const invocation = this.#parts.invoke(version, { body, bodyBytes, contentType, ...how }, sink)
+      const invocation = this.#parts.invoke(
+        version,
+        { body, bodyBytes, contentType, ...how, ...(http === undefined ? {} : { http }) },
+        sink,
+      )
       sink.invocation = invocation
       // The client went away before it had the whole answer.
       response.once('close', () => {
@@ -121,12 +138,6 @@ export class InvokePaths {
 
   /** Bytes of the body, undefined when they are not announced. */
   #checkedLength(request: IncomingMessage): number | undefined {
-    const encoding = request.headers['content-encoding']
-    if (encoding !== undefined && encoding !== 'identity') {
-      throw new ThawError('unsupported_media_type', `Bodies with Content-Encoding ${JSON.stringify(encoding)} are not taken.`, {
-        fix: 'Send the body uncompressed.',
-      })
-    }
     const header = request.headers['content-length']
     if (header === undefined) return request.headers['transfer-encoding'] === undefined ? 0 : undefined
     const length = Number(header)
@@ -137,6 +148,41 @@ export class InvokePaths {
 }
 
 const empty = Buffer.alloc(0)
+
+/** What a path asks for: a function, not yet checked, and what it is to see of the path. */
+interface Trigger {
+  name: string
+  path: string
+  query: string
+}
+
+/** Of `/fn/name/a/b`. */
+function splitTrigger(path: string, query: string): Trigger {
+  const slash = path.indexOf('/', 4)
+  return slash < 0 ? { name: path.slice(4), path: '/', query } : { name: path.slice(4, slash), path: path.slice(slash), query }
+}
+
+function withQuery({ path, query }: Trigger): string {
+  return query === '' ? path : `${path}?${query}`
+}
+
+/** Nobody unpacks bodies on the way to a handler, so nobody can be made to unpack a huge one. */
+function checkEncoding(request: IncomingMessage): void {
+  const encoding = request.headers['content-encoding']
+  if (encoding === undefined || encoding === 'identity') return
+  throw new ThawError('unsupported_media_type', `Bodies with Content-Encoding ${JSON.stringify(encoding)} are not taken.`, {
+    fix: 'Send the body uncompressed.',
+  })
+}
+
+/** The headers of a request as they stand in an event. */
+function eventHeaders(request: IncomingMessage): Record<string, string> {
+  const headers: Record<string, string> = {}
+  for (const [name, value] of Object.entries(request.headers)) {
+    if (value !== undefined && !hopByHop.has(name)) headers[name] = Array.isArray(value) ? value.join(', ') : value
+  }
+  return headers
+}
 
 function functionName(raw: string): string {
   let name: string
@@ -237,44 +283,6 @@ class ResponseSink implements AnswerSink {
   }
 
   error(error: ThawError, info: AnswerInfo | null): void {
-    const requestId = newId('req')
-    if (errorTable[error.code].blame === 'platform') {
-      this.#parts.onPlatformError(error, { requestId, functionName: this.#functionName, invocationId: info?.invocationId ?? null })
-    }
-    if (this.#response.destroyed) return
-    const headers: Record<string, string> = { 'thaw-function': this.#functionName }
-    if (info !== null) for (const [name, value] of Object.entries(answerHeaders(info))) headers[name] = String(value)
-    // A body that was not read to its end would be taken for the next request.
-    if (!this.#response.req.complete) headers.connection = 'close'
-    respondError(this.#response, error, headers, requestId)
+    respondRunError(this.#parts, this.#functionName, this.#response, error, info)
   }
-}
-
-function answerHeaders(info: AnswerInfo): Record<string, string | number> {
-  const { queue_ms, boot_ms, init_ms, run_ms } = info.timing
-  return {
-    'thaw-invocation-id': info.invocationId,
-    'thaw-boot-method': info.bootMethod,
-    'server-timing': `queue;dur=${queue_ms.toFixed(2)}, boot;dur=${boot_ms.toFixed(2)}, init;dur=${init_ms.toFixed(2)}, run;dur=${run_ms.toFixed(2)}`,
-  }
-}
-
-/** Headers that a function chose: untrusted, so each is checked, and those of the connection are left out. */
-function functionHeaders(headers: Record<string, string | string[]>): Record<string, string | string[]> {
-  const kept: Record<string, string | string[]> = {}
-  for (const [rawName, value] of Object.entries(headers)) {
-    const name = rawName.toLowerCase()
-    if (hopByHop.has(name) || name === 'content-length' || name.startsWith('thaw-')) continue
-    try {
-      validateHeaderName(name)
-      for (const part of Array.isArray(value) ? value : [value]) validateHeaderValue(name, part)
-    } catch {
-      throw new ThawError(
-        'function_failed',
-        `The function answered with a header that is not allowed: ${JSON.stringify(rawName).slice(0, 100)}.`,
-      )
-    }
-    kept[name] = value
-  }
-  return kept
 }

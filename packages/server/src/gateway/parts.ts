@@ -27,4 +27,5 @@ export interface GatewayOptions {
   headerTimeoutMs: number
   requestTimeoutMs: number
   maxConnections: number
+  websocketIdleMs: number
 }

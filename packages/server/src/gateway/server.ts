@@ -1,5 +1,6 @@
-import { createServer, type IncomingMessage, type Server, type ServerResponse, STATUS_CODES } from 'node:http'
+import { createServer, type IncomingMessage, type Server, type ServerOptions, type ServerResponse, STATUS_CODES } from 'node:http'
 import type { AddressInfo, Socket } from 'node:net'
+import type { Duplex } from 'node:stream'
 import multipart from '@fastify/multipart'
 import { newId, ThawError, toThawError } from '@thaw/protocol'
 import Fastify, { type FastifyError, type FastifyInstance } from 'fastify'
@@ -16,6 +17,7 @@ import { invocationRoutes } from './routes/invocations.ts'
 import { platformRoutes } from './routes/platform.ts'
 import { poolRoutes } from './routes/pools.ts'
 import { parseStrictJson } from './strict-json.ts'
+import { answerUpgrade } from './upgrade.ts'
 
 /** More than the 16 KiB of Node, which counts the request line too. */
 const maxHeaderBytes = 16 * 1024
@@ -35,10 +37,19 @@ export async function startGateway(options: GatewayOptions, parts: GatewayParts)
   const invokePaths = new InvokePaths({
     active: (name) => parts.functions.active(name),
     invoke: (version, request, sink) => parts.invoker.invoke(version, request, sink),
+    borrow: (version, request, borrower) => parts.invoker.borrow(version, request, borrower),
     maxPayloadBytes: options.maxPayloadBytes,
+    websocketIdleMs: options.websocketIdleMs,
     onPlatformError: (error, { requestId, functionName, invocationId }) =>
       parts.log.warn({ err: error, request_id: requestId, function: functionName, invocation: invocationId }, 'invocation failed'),
   })
+  const upgrade = (request: IncomingMessage, socket: Duplex, head: Buffer) => {
+    const response = answerUpgrade(request, socket)
+    const refused = guardLoopback(request.headers.host, request.headers.origin)
+    if (refused !== null) return respondError(response, refused)
+    const { path, query } = splitUrl(request)
+    invokePaths.upgrade(path, query, request, response, socket, head)
+  }
   let server: Server | undefined
   const app = Fastify({
     // The log of requests is ours: one line an error, and metrics.
@@ -47,18 +58,19 @@ export async function startGateway(options: GatewayOptions, parts: GatewayParts)
     bodyLimit: maxControlBodyBytes,
     routerOptions: { ignoreTrailingSlash: true, maxParamLength: 512 },
     serverFactory: (handler) => {
-      server = createServer(
-        {
-          maxHeaderSize: maxHeaderBytes,
-          headersTimeout: options.headerTimeoutMs,
-          requestTimeout: options.requestTimeoutMs,
-          connectionsCheckingInterval: 1000,
-          keepAliveTimeout: 65_000,
-          noDelay: true,
-        },
-        (request, response) => route(request, response, handler),
-      )
+      const settings: ServerOptions & { shouldUpgradeCallback(request: IncomingMessage): boolean } = {
+        maxHeaderSize: maxHeaderBytes,
+        headersTimeout: options.headerTimeoutMs,
+        requestTimeout: options.requestTimeoutMs,
+        connectionsCheckingInterval: 1000,
+        keepAliveTimeout: 65_000,
+        noDelay: true,
+        // Anything else that asks for another protocol is answered in this one (RFC 9110, 7.8).
+        shouldUpgradeCallback: (request) => request.headers.upgrade?.toLowerCase() === 'websocket',
+      }
+      server = createServer(settings, (request, response) => route(request, response, handler))
       server.maxConnections = options.maxConnections
+      server.on('upgrade', upgrade)
       server.on('clientError', answerClientError)
       return server
     },
@@ -70,14 +82,9 @@ export async function startGateway(options: GatewayOptions, parts: GatewayParts)
   ) => {
     const refused = guardLoopback(request.headers.host, request.headers.origin)
     if (refused !== null) return respondError(response, refused, { connection: 'close' })
-    let url = request.url ?? '/'
-    if (url.startsWith('/api/v1/')) {
-      url = url.slice(4)
-      request.url = url
-    }
-    const mark = url.indexOf('?')
-    const path = mark < 0 ? url : url.slice(0, mark)
-    if (!invokePaths.handle(path, mark < 0 ? '' : url.slice(mark + 1), request, response)) control(request, response)
+    if (request.url?.startsWith('/api/v1/')) request.url = request.url.slice(4)
+    const { path, query } = splitUrl(request)
+    if (!invokePaths.handle(path, query, request, response)) control(request, response)
   }
 
   const table = new RouteTable()
@@ -132,9 +139,16 @@ export async function startGateway(options: GatewayOptions, parts: GatewayParts)
     },
     close: async () => {
       app.server.closeAllConnections()
+      invokePaths.close()
       await app.close()
     },
   }
+}
+
+function splitUrl(request: IncomingMessage): { path: string; query: string } {
+  const url = request.url ?? '/'
+  const mark = url.indexOf('?')
+  return mark < 0 ? { path: url, query: '' } : { path: url.slice(0, mark), query: url.slice(mark + 1) }
 }
 
 function listen(server: Server, { host, port }: GatewayOptions): Promise<void> {

@@ -6,7 +6,7 @@ import type { Duplex } from 'node:stream'
 import { type Probe, ThawError } from '@thaw/protocol'
 import { runCommand } from '../command.ts'
 import type { BindSpec, CreateSpec, Driver, Exit, Handle, ImageSource, Port, Prepared, SandboxStatus } from '../driver.ts'
-import { idShift } from '../driver.ts'
+import { idShift, socketNames } from '../driver.ts'
 import { findProcesses, identify, isAlive, type ProcessIdentity, signalProcess, waitUntil } from '../processes.ts'
 import { connectUnixSocket, waitForName } from '../socket.ts'
 import { type Cgroups, openCgroups } from './cgroup.ts'
@@ -218,8 +218,8 @@ export class OciDriver implements Driver {
     return this.#watchExit(id, this.#firstProcess(id), Promise.resolve())
   }
 
-  dial(id: string, _port: Port): Promise<Duplex> {
-    return connectUnixSocket(join(this.#dir(id), 'run', 'runtime.sock'))
+  dial(id: string, port: Port): Promise<Duplex> {
+    return connectUnixSocket(join(this.#dir(id), 'run', socketNames[port]))
   }
 
   destroy(id: string): Promise<void> {

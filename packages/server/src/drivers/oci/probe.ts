@@ -1,7 +1,7 @@
 import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import type { Probe } from '@thaw/protocol'
+import { newId, type Probe } from '@thaw/protocol'
 import { runCommand } from '../command.ts'
 import type { Cgroups } from './cgroup.ts'
 import { ociConfig } from './config.ts'
@@ -70,7 +70,8 @@ function olderThanFix(version: string): boolean {
 /** Runs `true` of the host in a container with every limit and namespace that sandboxes use. Null: it worked. */
 async function tryContainer(engine: string, cgroups: Cgroups): Promise<string | null> {
   const dir = mkdtempSync(join(tmpdir(), 'thaw-probe-'))
-  const id = `thaw-probe-${process.pid}`
+  // Several servers of one process may look at the same time.
+  const id = `thaw-probe-${newId('sbx')}`
   const cgroupsPath = `/thaw/${id}`
   try {
     const rootfs = join(dir, 'rootfs')

@@ -3,7 +3,18 @@ import { chownSync, existsSync, mkdirSync, readdirSync, readFileSync, rmSync, wr
 import { join } from 'node:path'
 import type { Duplex } from 'node:stream'
 import { type Probe, ThawError } from '@thaw/protocol'
-import type { BindSpec, CreateSpec, Driver, Exit, Handle, ImageSource, Port, Prepared, SandboxStatus } from '../driver.ts'
+import {
+  type BindSpec,
+  type CreateSpec,
+  type Driver,
+  type Exit,
+  type Handle,
+  type ImageSource,
+  type Port,
+  type Prepared,
+  type SandboxStatus,
+  socketNames,
+} from '../driver.ts'
 import { findProcesses, identify, isAlive, type ProcessIdentity, uidOf, waitUntil } from '../processes.ts'
 import { connectUnixSocket, waitForName } from '../socket.ts'
 
@@ -152,8 +163,8 @@ export class ProcessDriver implements Driver {
     return { code: null, signal: null, out_of_memory: false }
   }
 
-  dial(id: string, _port: Port): Promise<Duplex> {
-    return connectUnixSocket(join(this.#dir, id, 'run', 'runtime.sock'))
+  dial(id: string, port: Port): Promise<Duplex> {
+    return connectUnixSocket(join(this.#dir, id, 'run', socketNames[port]))
   }
 
   async destroy(id: string): Promise<void> {

@@ -1,0 +1,39 @@
+import { type Contract, type FunctionConfig, ThawError } from '@thaw/protocol'
+import type { ResolvedConfig } from './version.ts'
+
+/** Decides what a deploy left open, and refuses what does not fit together. `driver` is the one that it runs on. */
+export function resolveConfig(config: FunctionConfig, driver: ResolvedConfig['driver'], codeImage: string | undefined): ResolvedConfig {
+  const contract = config.contract ?? (config.runtime === 'custom' ? 'custom' : 'handler')
+  const refuse = (message: string, fix: string) => new ThawError('invalid_request', message, { fix })
+  if (config.snapshot) throw refuse('This server cannot start functions from snapshots.', 'Leave snapshot out.')
+  if (contract === 'handler' && config.runtime === 'custom') {
+    throw refuse('The custom runtime has no handlers.', 'Set contract to "stdio", "http" or "custom".')
+  }
+  if (contract === 'handler' && config.command !== undefined) {
+    throw refuse('The handler contract takes no command.', 'Set contract to "stdio", "http" or "custom", or give handler instead.')
+  }
+  if (contract === 'custom' && config.scaling.concurrency > 1) {
+    throw refuse(
+      'A program of the custom contract takes one invocation at a time.',
+      'Leave scaling.concurrency out, and let scaling.max_instances say how many may run.',
+    )
+  }
+  if (contract === 'http' && config.env.PORT !== undefined && !isPort(config.env.PORT)) {
+    throw refuse('The variable PORT of env is no port.', 'Set it to a number from 1 to 65535, or leave it out.')
+  }
+  if (codeImage !== undefined && config.command === undefined) {
+    throw refuse('Code that comes with its image needs a command.', 'Give command: the program and its arguments.')
+  }
+  const image = codeImage ?? config.image ?? (driver === 'process' || config.runtime === 'custom' ? 'host' : config.runtime)
+  return { ...config, contract, driver, image, handler: config.handler ?? defaultHandler(config.runtime, contract) }
+}
+
+function isPort(text: string): boolean {
+  return /^[1-9]\d{0,4}$/.test(text) && Number(text) <= 65_535
+}
+
+function defaultHandler(runtime: FunctionConfig['runtime'], contract: Contract): string {
+  if (contract === 'handler') return 'main.handler'
+  if (contract === 'custom') return runtime === 'python' || runtime === 'node' ? 'main.handler' : 'bootstrap'
+  return { python: 'main.py', node: 'main.mjs', go: 'main.go', custom: './bootstrap' }[runtime]
+}
