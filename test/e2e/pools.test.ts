@@ -22,7 +22,7 @@ for (const driver of ['process', 'oci'] as const) {
       await server.thaw.functions.create({ name, runtime: 'python', code: { inline: source }, ...config } as never)
       return name
     }
-    const pools = async () => ((await fetch(`${server.url}/v1/pools`).then((answer) => answer.json())) as { items: PoolItem[] }).items
+    const pools = async () => (((await fetch(`${server.url}/v1/pools`).then((answer) => answer.json())) as { items: PoolItem[] }).items
     const filled = () =>
       eventually(async () => (await pools()).some((pool) => pool.runtime === 'python' && pool.ready >= pool.target && pool.target > 0))
     const send = (method: string, path: string, body: object) =>
@@ -98,9 +98,10 @@ test.skipIf(skip !== null)('limits of the version hold in a pooled sandbox as in
   await server.thaw.functions.create({ name: 'small', runtime: 'python', code: { inline: source }, resources: { memory_mib: 48 } })
   await server.thaw.functions.create({ name: 'large', runtime: 'python', code: { inline: source }, resources: { memory_mib: 512 } })
   const ready = () =>
-    eventually(
-      async () => ((await fetch(`${server.url}/v1/pools`).then((answer) => answer.json())) as { items: PoolItem[] }).items[0]?.ready === 1,
-    )
+    eventually(async () => {
+      const { items } = (await fetch(`${server.url}/v1/pools`).then((answer) => answer.json())) as { items: PoolItem[] }
+      return (items[0]?.ready ?? 0) > 0
+    })
   expect(await ready()).toBe(true)
   expect(await server.thaw.functions.invoke('large', 300)).toMatchObject({ value: 300 << 20, boot_method: 'pooled' })
   expect(await ready()).toBe(true)

@@ -13,6 +13,8 @@ export interface GroupParts {
   start(version: Version, signal: AbortSignal): Promise<Instance>
   /** The host is full: make room for `group`, or remember that it waits. */
   makeRoom(group: InstanceGroup): void
+  /** The host is full, and another group has fewer instances than this one: its idle ones go there. */
+  mustYield(group: InstanceGroup): boolean
   /** An instance of this group is gone, and its share of the budget is free. */
   freed(): void
   onStartFailed(version: Version, error: unknown): void
@@ -79,9 +81,9 @@ export class InstanceGroup {
 
   /** An instance with a free place right now, or null. The hot path: no promise, no timer. */
   take(): Lease | null {
-    const instance = this.#available.at(-1)
-    if (instance === undefined || this.#draining) return null
-    return this.#lease(instance)
+    if (this.#draining) return null
+    const instance = this.version.config.scaling.concurrency === 1 ? this.#available.at(-1) : this.#leastLoaded()
+    return instance === undefined ? null : this.#lease(instance)
   }
 
   /** Waits for an instance. Rejects with `too_many_requests` when too many wait already, or for too long. */
@@ -126,7 +128,7 @@ export class InstanceGroup {
   release(instance: Instance, reusable: boolean): void {
     instance.busy--
     if (!this.#instances.has(instance)) return
-    if (!reusable || (this.#draining && instance.busy === 0)) {
+    if (!reusable || (instance.busy === 0 && (this.#draining || this.#parts.mustYield(this)))) {
       this.#discard(instance)
       return
     }
@@ -139,20 +141,33 @@ export class InstanceGroup {
     if (!this.#available.includes(instance)) this.#available.push(instance)
   }
 
+  /** Instances that it has or is starting: its share of the host. */
+  get size(): number {
+    return this.#instances.size + this.#starting
+  }
+
+  /** Whether it would start one more instance, if the host had room. */
+  get wantsMore(): boolean {
+    if (this.#closing.signal.aborted || this.#draining) return false
+    const { concurrency, min_instances, max_instances } = this.version.config.scaling
+    if (this.size >= max_instances) return false
+    return this.#waiters.size > this.#starting * concurrency || (this.size < min_instances && this.#retry === undefined)
+  }
+
   /** Starts instances for those who wait, and up to `min_instances`. */
   pump(): void {
-    const { concurrency, min_instances, max_instances } = this.version.config.scaling
-    while (!this.#closing.signal.aborted && !this.#draining) {
-      const total = this.#instances.size + this.#starting
-      const wanted = this.#waiters.size > this.#starting * concurrency || (total < min_instances && this.#retry === undefined)
-      if (!wanted || total >= max_instances) return
-      if (!this.#parts.budget.take(this.version.config.resources.memory_mib)) {
-        this.#parts.makeRoom(this)
-        return
-      }
-      const start = this.#start().finally(() => this.#startsPending.delete(start))
-      this.#startsPending.add(start)
+    while (this.wantsMore) if (!this.pumpOne()) return
+  }
+
+  /** Starts one instance. False when the host is full; it is remembered then that this group waits. */
+  pumpOne(): boolean {
+    if (!this.#parts.budget.take(this.version.config.resources.memory_mib)) {
+      this.#parts.makeRoom(this)
+      return false
     }
+    const start = this.#start().finally(() => this.#startsPending.delete(start))
+    this.#startsPending.add(start)
+    return true
   }
 
   /** Destroys instances that have been idle for longer than the version allows, down to `min_instances`. */
@@ -244,6 +259,13 @@ export class InstanceGroup {
     this.pump()
   }
 
+  /** Of those that were used as little, the one that was used last. */
+  #leastLoaded(): Instance | undefined {
+    let best: Instance | undefined
+    for (const instance of this.#available) if (best === undefined || instance.busy <= best.busy) best = instance
+    return best
+  }
+
   #lease(instance: Instance): Lease {
     const lease = this.#occupy(instance)
     if (instance.busy >= this.version.config.scaling.concurrency) {
@@ -271,8 +293,8 @@ export class InstanceGroup {
         this.#destroysPending.delete(destroy)
         // Only now is its memory free again.
         this.#parts.budget.give(this.version.config.resources.memory_mib)
-        this.pump()
         this.#parts.freed()
+        this.pump()
       })
     this.#destroysPending.add(destroy)
   }

@@ -30,6 +30,8 @@ export class Scheduler {
   readonly #log: Logger
   readonly #sweeper: NodeJS.Timeout
   #sweeping = false
+  /** An instance is being given up for a group that waits. */
+  #yielding = false
 
   constructor(options: GroupOptions, parts: SchedulerParts) {
     this.#options = options
@@ -96,6 +98,7 @@ export class Scheduler {
       budget: this.#budget,
       start: this.#start,
       makeRoom: (hungry) => this.#makeRoom(hungry),
+      mustYield: (candidate) => this.#mustYield(candidate),
       freed: () => this.#feedHungry(),
       onStartFailed: (failed, error) =>
         this.#log.warn({ err: error, function: failed.functionName, version: failed.number }, 'instance failed'),
@@ -122,10 +125,35 @@ export class Scheduler {
     victim?.group.evictOldestIdle()
   }
 
+  /** Who has the fewest instances starts the next one, until the host is full again. */
   #feedHungry(): void {
-    const groups = [...this.#hungry]
-    this.#hungry.clear()
-    for (const group of groups) group.pump()
+    this.#yielding = false
+    while (this.#hungry.size > 0) {
+      let next: InstanceGroup | undefined
+      for (const group of this.#hungry) {
+        if (!group.wantsMore) this.#hungry.delete(group)
+        else if (next === undefined || group.size < next.size) next = group
+      }
+      if (next === undefined) return
+      this.#hungry.delete(next)
+      if (!next.pumpOne()) return
+      if (next.wantsMore) this.#hungry.add(next)
+    }
+  }
+
+  /**
+   * A function whose instances are never idle would keep a full host to itself: it gives one up, at the end of a call, to
+   * one that waits and has fewer. One at a time, so that no more are given up than are needed.
+   */
+  #mustYield(group: InstanceGroup): boolean {
+    if (this.#yielding || this.#hungry.size === 0) return false
+    for (const hungry of this.#hungry) {
+      if (hungry !== group && hungry.wantsMore && hungry.size + 1 < group.size) {
+        this.#yielding = true
+        return true
+      }
+    }
+    return false
   }
 
   async #sweep(): Promise<void> {
