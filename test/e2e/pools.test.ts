@@ -22,7 +22,7 @@ for (const driver of ['process', 'oci'] as const) {
       await server.thaw.functions.create({ name, runtime: 'python', code: { inline: source }, ...config } as never)
       return name
     }
-    const pools = async () => (((await fetch(`${server.url}/v1/pools`).then((answer) => answer.json())) as { items: PoolItem[] }).items
+    const pools = async () => ((await fetch(`${server.url}/v1/pools`).then((answer) => answer.json())) as { items: PoolItem[] }).items
     const filled = () =>
       eventually(async () => (await pools()).some((pool) => pool.runtime === 'python' && pool.ready >= pool.target && pool.target > 0))
     const send = (method: string, path: string, body: object) =>
