@@ -86,6 +86,6 @@ class Output {
 
 function withOutput(error: unknown, printed: string): unknown {
   const text = printed.trim()
-  if (!(error instanceof ThawError) || error.code !== 'driver_failed' || text === '') return error
+  if (!(error instanceof ThawError) || !['driver_failed', 'start_failed'].includes(error.code) || text === '') return error
   return new ThawError('start_failed', `${error.message} It printed: ${text.slice(-500)}`, { details: { output: text }, cause: error })
 }

@@ -72,8 +72,10 @@ export class Instance {
           cause: error,
         })
       }
-      if (deadline.aborted)
-        throw new ThawError('start_failed', `Loading the code took longer than ${options.timeoutMs} ms.`, { cause: error })
+      if (deadline.aborted) {
+        const what = version.config.contract === 'http' ? 'The program did not listen on PORT within' : 'Loading the code took longer than'
+        throw booted.explain(new ThawError('start_failed', `${what} ${options.timeoutMs} ms.`, { cause: error }))
+      }
       if (error instanceof ThawError && error.code === 'function_crashed') {
         throw new ThawError('handler_invalid', 'The code ended its process while it was loaded.', { cause: error })
       }
