@@ -72,5 +72,6 @@ export async function whyNoDriver(kind: DriverKind): Promise<string | null> {
   if (found?.probe.usable === true) return null
   const reason = found?.probe.missing.map((item) => `${item.what}: ${item.fix}`).join(', ') ?? 'no such driver'
   if (process.env.CI) throw new Error(`CI must have every engine. ${kind}: ${reason}`)
+  console.warn(`tests with the driver ${kind} are skipped: ${reason}`)
   return reason
 }
