@@ -11,7 +11,7 @@ export interface Engine {
   run(language: Language, codeDir: string): Promise<number>
 }
 
-const interpreters = { python: ['python3', '/bench/once.py'], node: ['node', '/bench/once.mjs'] } as const
+const interpreters = { python: ['python3', '/thaw/runtime/once.py'], node: ['node', '/thaw/runtime/once.mjs'] } as const
 const path = 'PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin'
 
 /** Starts a program and waits for the first line on its stdout: what the engine does afterwards to clean up is not counted. */
@@ -65,7 +65,7 @@ export async function runcEngine(bench: Workbench, roots: ReadonlyMap<Language, 
           ...spec,
           process: { ...spec.process, terminal: false, args: interpreters[language], env: [path, `EVENT=${eventJson}`] },
           root: { path: roots.get(language), readonly: true },
-          mounts: [...spec.mounts, bind(codeDir, '/function'), bind(programsDir, '/bench')],
+          mounts: [...spec.mounts, bind(codeDir, '/function'), bind(programsDir, '/thaw/runtime')],
         }),
       )
       return timeToAnswer(bench, 'runc run', program, ['--root', join(dir, 'state'), 'run', '--bundle', bundle, id])
@@ -86,7 +86,7 @@ export function bwrapEngine(bench: Workbench, roots: ReadonlyMap<Language, strin
       const root = roots.get(language) ?? ''
       const folders = ['usr', 'bin', 'lib', 'lib64', 'etc'].filter((name) => existsSync(join(root, name)))
       const args = folders.flatMap((name) => ['--ro-bind', join(root, name), `/${name}`])
-      args.push('--ro-bind', codeDir, '/function', '--ro-bind', programsDir, '/bench')
+      args.push('--ro-bind', codeDir, '/function', '--ro-bind', programsDir, '/thaw/runtime')
       args.push('--proc', '/proc', '--dev', '/dev', '--tmpfs', '/tmp', '--unshare-all', '--die-with-parent')
       args.push('--setenv', 'EVENT', eventJson, ...interpreters[language])
       return timeToAnswer(bench, 'bwrap', program, args)
@@ -143,6 +143,8 @@ export async function dockerEngine(bench: Workbench, roots: ReadonlyMap<Language
       await call(['import', tar, `bench-${language}`])
       await bench.run('rm', [tar])
     }
+    // What was imported goes to the disk now, not while we measure.
+    await bench.run('sync', [])
   } catch (error) {
     bench.signal.throwIfAborted()
     bench.leaveOut('docker run', `its daemon does not work here: ${(error as Error).message.slice(-300)}`)
@@ -157,7 +159,7 @@ export async function dockerEngine(bench: Workbench, roots: ReadonlyMap<Language
         '--volume',
         `${codeDir}:/function:ro`,
         '--volume',
-        `${programsDir}:/bench:ro`,
+        `${programsDir}:/thaw/runtime:ro`,
         `bench-${language}`,
         ...interpreters[language],
       )

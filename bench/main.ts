@@ -41,7 +41,7 @@ async function main(): Promise<number> {
       const reason = (bench.signal.aborted ? bench.signal.reason : error) as Error
       failures.push({ suite: name, reason: reason.message })
       bench.say(`${name} failed: ${reason.stack}`)
-      for (const output of bench.lastWords()) bench.say(output)
+      for (const words of await bench.stopChildren()) bench.say(words)
     }
   }
 

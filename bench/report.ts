@@ -31,10 +31,12 @@ export interface Measured {
   peers?: ReadonlyMap<string, Figure | number>
   goal?: Goal
   note?: string | undefined
+  /** Why the goal is missed whatever the figure says: what was to be measured did not come about. */
+  missed?: string | undefined
 }
 
 /** Makes a row: the ratio is that of the printed medians. */
-export function rowOf({ name, unit, ours, peers = new Map(), goal, note }: Measured): Row {
+export function rowOf({ name, unit, ours, peers = new Map(), goal, note, missed }: Measured): Row {
   const value = medianOf(ours)
   const judged = goal === undefined ? { ratio: firstRatio(value, peers), text: null, met: null } : judge(value, peers, goal)
   return {
@@ -48,8 +50,8 @@ export function rowOf({ name, unit, ours, peers = new Map(), goal, note }: Measu
     ),
     ratio: judged.ratio === null ? null : rounded(judged.ratio),
     goal: judged.text,
-    goal_met: judged.met,
-    note: note ?? null,
+    goal_met: missed === undefined ? judged.met : false,
+    note: [missed, note].filter((text) => text !== undefined).join('; ') || null,
   }
 }
 

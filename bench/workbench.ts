@@ -28,7 +28,7 @@ export class Workbench implements AsyncDisposable {
   readonly leftOut = new Map<string, string>()
   readonly #stop = new AbortController()
   readonly #stack = new AsyncDisposableStack()
-  readonly #outputs: (() => string)[] = []
+  readonly #children: (Child & { program: string })[] = []
   readonly #started = performance.now()
   readonly #timer: NodeJS.Timeout
 
@@ -82,13 +82,16 @@ export class Workbench implements AsyncDisposable {
       clearTimeout(patience)
     }
     this.#stack.defer(stop)
-    this.#outputs.push(() => (output === '' ? '' : `${program} (${child.pid}) printed: ${output.trim()}`))
-    return { process: child, pid: child.pid ?? 0, output: () => output, ended, stop }
+    const started = { program, process: child, pid: child.pid ?? 0, output: () => output, ended, stop }
+    this.#children.push(started)
+    return started
   }
 
-  /** The end of what each process printed, to say why something failed. */
-  lastWords(): string[] {
-    return this.#outputs.map((output) => output()).filter((text) => text !== '')
+  /** Ends what a suite that failed has left running, and gives what it printed last. */
+  async stopChildren(): Promise<string[]> {
+    const left = this.#children.splice(0).filter(({ process: { exitCode, signalCode } }) => exitCode === null && signalCode === null)
+    await Promise.all(left.map((child) => child.stop()))
+    return left.map((child) => `${child.program} (${child.pid}) printed: ${child.output().slice(-1000).trim()}`)
   }
 
   /** Runs a program to its end and gives what it printed on stdout. */

@@ -6,6 +6,7 @@ import { driverOf, startThaw } from '../thaw-server.ts'
 import { memoryOf, type Workbench } from '../workbench.ts'
 
 const instancesPerFunction = 10
+const patienceMs = 30_000
 
 /** What instances cost that wait for work, and what is left when they have gone. */
 export async function idle(bench: Workbench): Promise<Row[]> {
@@ -22,13 +23,24 @@ export async function idle(bench: Workbench): Promise<Row[]> {
   bench.say(`idle: starting ${count} Python instances`)
   const started = performance.now()
   // Function after function, so that the machine is not asked for all of them in one moment.
+  let missed: string | undefined
+  const deployed: string[] = []
   for (const name of names) {
     const scaling = { min_instances: instancesPerFunction, max_instances: instancesPerFunction }
     await server.thaw.functions.create({ name, runtime: 'python', code, scaling })
+    deployed.push(name)
     const ready = async () => (await server.thaw.functions.get(name)).instances.idle === instancesPerFunction
-    await bench.until(`the instances of ${name} are ready`, ready, 120_000)
+    try {
+      await bench.until(`the instances of ${name} are ready`, ready, patienceMs)
+    } catch (error) {
+      bench.signal.throwIfAborted()
+      const why = [...server.child.output().matchAll(/It printed: ([^"\\]+)/g)].at(-1)?.[1]
+      missed = `only some could be started: ${why ?? (error as Error).message}`
+      bench.say(`idle: ${missed}`)
+      break
+    }
   }
-  const perSecond = count / ((performance.now() - started) / 1000)
+  const seconds = (performance.now() - started) / 1000
   const groups = groupsOf(server.dataDir)
   const alive = processesIn(groups)
   const memory = sum(groups.map(memoryIn)) / 1024 ** 2
@@ -36,9 +48,9 @@ export async function idle(bench: Workbench): Promise<Row[]> {
 
   bench.say(`idle: scaling ${count} instances to zero`)
   const zero = { min_instances: 0, max_instances: instancesPerFunction, idle_timeout_ms: 500 }
-  for (const name of names) await server.thaw.functions.update(name, { runtime: 'python', code, scaling: zero })
+  for (const name of deployed) await server.thaw.functions.update(name, { runtime: 'python', code, scaling: zero })
   // One call brings each back, so that what ends now ends because it was idle.
-  for (const name of names) await server.thaw.functions.invoke(name, 1)
+  for (const name of deployed) await server.thaw.functions.invoke(name, 1)
   const left = () => processesIn(groupsOf(server.dataDir))
   await bench.until('all instances have gone', () => left() === 0, 60_000).catch(() => bench.signal.throwIfAborted())
   const rows = [
@@ -47,7 +59,8 @@ export async function idle(bench: Workbench): Promise<Row[]> {
       unit: 'GiB',
       ours: (memory + serverMib) / 1024,
       goal: { atMost: (4 * count) / 300, unit: 'GiB' },
-      note: `driver ${driver}; ${alive} processes in ${groups.length} groups with ${memory.toFixed(0)} MiB (${(memory / count).toFixed(1)} each), server ${serverMib.toFixed(0)} MiB; started at ${perSecond.toFixed(1)} a second, deploys included`,
+      missed,
+      note: `driver ${driver}; ${alive} processes in ${groups.length} groups with ${memory.toFixed(0)} MiB (${(memory / groups.length).toFixed(1)} each), server ${serverMib.toFixed(0)} MiB; started at ${(groups.length / seconds).toFixed(1)} a second, deploys included`,
     }),
     rowOf({ name: 'processes of idle functions, scaled to zero', unit: 'processes', ours: left(), goal: { atMost: 0, unit: 'processes' } }),
   ]
