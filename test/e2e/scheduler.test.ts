@@ -48,11 +48,8 @@ describe('a full host', () => {
     await functions.create({ name: 'two-fit', ...sleeper(0.3), resources: { memory_mib: 128 } })
     const pids = await Promise.all(Array.from({ length: 6 }, async () => (await functions.invoke<number>('two-fit')).value))
     expect(new Set(pids).size).toBeLessThanOrEqual(2)
-    await functions.create({ name: 'never', ...sleeper(0), resources: { memory_mib: 512 } }).then(
-      async () =>
-        expect(functions.invoke('never')).rejects.toMatchObject({ code: 'start_failed', fix: expect.stringContaining('memory_mib') }),
-      (error: unknown) => expect(error).toMatchObject({ code: 'start_failed' }),
-    )
+    const never = functions.create({ name: 'never', ...sleeper(0), resources: { memory_mib: 512 } })
+    await expect(never).rejects.toMatchObject({ code: 'invalid_request', fix: expect.stringContaining('memory_mib') })
   })
 })
 
@@ -76,4 +73,29 @@ test('with concurrency, calls go to the instance that has the least to do', asyn
   const pids = await Promise.all(Array.from({ length: 4 }, async () => (await functions.invoke<number>('shared')).value))
   const counts = [...new Set(pids)].map((pid) => pids.filter((other) => other === pid).length)
   expect(counts.sort()).toEqual([2, 2])
+})
+
+test('calls that wait while a new version is deployed are answered by the version that they were made to', async () => {
+  await using server = await start({ max_instances: 20 })
+  const { functions } = server.thaw
+  const version = (answer: number) => ({
+    runtime: 'python' as const,
+    code: { inline: `import time\ndef handler(event, context):\n    time.sleep(0.2)\n    return ${answer}` },
+  })
+  await functions.create({ name: 'busy', ...version(1), scaling: { max_instances: 1 } })
+  const waiting = Array.from({ length: 5 }, async () => (await functions.invoke<number>('busy')).value)
+  while ((await functions.get('busy')).instances.busy === 0);
+  await functions.update('busy', { ...version(2), scaling: { max_instances: 1 } })
+  expect((await functions.invoke<number>('busy')).value).toBe(2)
+  expect(await Promise.all(waiting)).toEqual([1, 1, 1, 1, 1])
+})
+
+test('what the platform does to a call is in the log of the function', async () => {
+  await using server = await start({})
+  const { functions } = server.thaw
+  await functions.create({ name: 'ends', runtime: 'python', code: { inline: 'import os\ndef handler(event, context):\n    os._exit(3)' } })
+  await expect(functions.invoke('ends')).rejects.toMatchObject({ code: 'function_crashed' })
+  const lines: string[] = []
+  for await (const entry of functions.logs('ends')) lines.push(`${entry.source}: ${entry.message}`)
+  expect(lines).toEqual([expect.stringMatching(/^platform: .*ended its process/)])
 })

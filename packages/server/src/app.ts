@@ -127,6 +127,7 @@ export async function startApp(config: Config, onProgress: (line: string) => voi
       invoker,
       buildLogs: new BuildLogs(dataDir),
       pools,
+      budget,
       log,
     })
     closers.push(() => functions.close())

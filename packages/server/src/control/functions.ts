@@ -2,8 +2,10 @@ import { type FunctionConfig, type FunctionItem, newId, ThawError, toThawError, 
 import type { FunctionRow, Store, VersionRow } from '../store/store.ts'
 import type { Logger } from '../telemetry/log.ts'
 import type { Artifacts } from './artifacts.ts'
+import type { Budget } from './budget.ts'
 import type { BuildLogs } from './buildlog.ts'
 import type { Drivers } from './drivers.ts'
+import { neverFits } from './group.ts'
 import type { Invoker } from './invoker.ts'
 import { KeyedLock } from './keyed-lock.ts'
 import type { PoolKey } from './pool.ts'
@@ -39,6 +41,7 @@ interface Parts {
   invoker: Invoker
   buildLogs: BuildLogs
   pools: { want(keys: PoolKey[]): Promise<void> }
+  budget: Budget
   log: Logger
 }
 
@@ -220,6 +223,7 @@ export class Functions {
   }
 
   async #resolve({ config, code }: DeployInput): Promise<ResolvedConfig> {
+    if (!this.#parts.budget.couldEverFit(config.resources.memory_mib)) throw neverFits(config.resources.memory_mib)
     const driver = config.driver ?? (await this.#parts.drivers.defaultKind())
     await this.#parts.drivers.usable(driver)
     return resolveConfig(config, driver, 'image' in code ? code.image : undefined)

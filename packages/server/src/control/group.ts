@@ -92,9 +92,7 @@ export class InstanceGroup {
     if (this.#waiters.size >= this.#options.queueLength + this.#freePlaces())
       throw this.#tooMany(`${this.#waiters.size} calls wait already.`)
     if (!this.#parts.budget.couldEverFit(this.version.config.resources.memory_mib)) {
-      throw new ThawError('start_failed', 'This host may not promise as much memory as the function asks for.', {
-        fix: 'Lower resources.memory_mib, or raise limits.memory_mib of the server.',
-      })
+      throw neverFits(this.version.config.resources.memory_mib)
     }
     return new Promise((resolve, reject) => {
       const settle = () => {
@@ -128,13 +126,14 @@ export class InstanceGroup {
   release(instance: Instance, reusable: boolean): void {
     instance.busy--
     if (!this.#instances.has(instance)) return
-    if (!reusable || (instance.busy === 0 && (this.#draining || this.#parts.mustYield(this)))) {
+    const waiter = this.#waiters.values().next().value
+    const gone = instance.busy === 0 && ((this.#draining && waiter === undefined) || this.#parts.mustYield(this))
+    if (!reusable || gone) {
       this.#discard(instance)
       return
     }
     instance.idleSince = performance.now()
-    const waiter = this.#waiters.values().next().value
-    if (waiter !== undefined && !this.#draining) {
+    if (waiter !== undefined) {
       waiter.resolve(this.#occupy(instance))
       return
     }
@@ -148,10 +147,11 @@ export class InstanceGroup {
 
   /** Whether it would start one more instance, if the host had room. */
   get wantsMore(): boolean {
-    if (this.#closing.signal.aborted || this.#draining) return false
+    if (this.#closing.signal.aborted) return false
     const { concurrency, min_instances, max_instances } = this.version.config.scaling
     if (this.size >= max_instances) return false
-    return this.#waiters.size > this.#starting * concurrency || (this.size < min_instances && this.#retry === undefined)
+    if (this.#waiters.size > this.#starting * concurrency) return true
+    return !this.#draining && this.size < min_instances && this.#retry === undefined
   }
 
   /** Starts instances for those who wait, and up to `min_instances`. */
@@ -198,18 +198,19 @@ export class InstanceGroup {
     }
   }
 
-  /** No new calls from here on; idle instances go now, busy ones when they are done. */
+  /** No new calls from here on: idle instances go now, the others when those who wait already have been served. */
   drain(): void {
     this.#draining = true
-    clearTimeout(this.#retry)
-    this.#rejectWaiters(new ThawError('function_not_found', 'The function was deleted or replaced while the call waited.'))
     for (const instance of [...this.#available]) if (instance.busy === 0) this.#discard(instance)
   }
 
   /** Destroys everything, running calls included, and resolves when nothing is left. */
   async close(): Promise<void> {
     this.drain()
+    clearTimeout(this.#retry)
     this.#closing.abort(new ThawError('shutting_down'))
+    for (const waiter of [...this.#waiters])
+      waiter.reject(new ThawError('function_not_found', 'The function was deleted while the call waited.'))
     for (const instance of [...this.#instances]) this.#discard(instance)
     await Promise.allSettled([...this.#startsPending])
     await Promise.allSettled([...this.#destroysPending])
@@ -231,7 +232,7 @@ export class InstanceGroup {
     this.#failures = 0
     this.#instances.add(instance)
     void instance.lost.then(() => this.#discard(instance))
-    if (this.#closing.signal.aborted || this.#draining) {
+    if (this.#closing.signal.aborted || (this.#draining && this.#waiters.size === 0)) {
       this.#discard(instance)
       return
     }
@@ -304,11 +305,18 @@ export class InstanceGroup {
     return Math.max(0, max_instances - this.#instances.size) * concurrency
   }
 
-  #rejectWaiters(error: ThawError): void {
-    for (const waiter of [...this.#waiters]) waiter.reject(error)
-  }
-
   #tooMany(why: string): ThawError {
     return new ThawError('too_many_requests', `${this.version.functionName} is at its capacity. ${why}`, { details: { retry_after_s: 1 } })
   }
+}
+
+/** The host could not even run one instance. */
+export function neverFits(memoryMib: number): ThawError {
+  return new ThawError(
+    'invalid_request',
+    `The function asks for ${memoryMib} MiB of memory, which is more than this host may promise to all together.`,
+    {
+      fix: 'Lower resources.memory_mib, or raise limits.memory_mib of the server.',
+    },
+  )
 }

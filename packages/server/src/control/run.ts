@@ -1,4 +1,4 @@
-import { type BootMethod, type CodeFailure, type InvokeMeta, newId, ThawError } from '@thaw/protocol'
+import { type BootMethod, type CodeFailure, errorTable, type InvokeMeta, newId, ThawError } from '@thaw/protocol'
 import type { InvocationRow } from '../store/store.ts'
 import type { Lease } from './group.ts'
 import type { LogBook } from './logbook.ts'
@@ -212,6 +212,16 @@ export abstract class Run {
     if (this.#status !== 'running') return
     const details = error.code === 'function_failed' ? (error.details as Partial<CodeFailure>) : undefined
     this.#error = { code: error.code, message: error.message, ...(details === undefined ? {} : { details }) }
+    // What the code itself reports, it has said already; what was done to it, only the platform can tell.
+    if (errorTable[error.code].blame === 'code' && details === undefined) {
+      const line = {
+        invocationId: this.id,
+        sandboxId: this.lease?.instance.id ?? null,
+        source: 'platform',
+        message: error.message,
+      } as const
+      this.parts.logBook.add(this.version, line)
+    }
     this.finish(status, clean)
     this.failed(error, this.info)
   }

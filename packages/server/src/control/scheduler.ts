@@ -71,7 +71,6 @@ export class Scheduler {
     const group = this.#groups.get(versionId)
     if (group === undefined) return
     this.#groups.delete(versionId)
-    this.#hungry.delete(group)
     this.#retiring.add(group)
     group.drain()
   }

@@ -137,8 +137,21 @@ export class OciDriver implements Driver {
   #runEngine(spec: CreateSpec, dir: string): Promise<Running> {
     const detach = spec.ready === 'runtime'
     const pidFile = join(dir, 'pid')
-    const args = ['--root', this.#stateDir, '--log', join(dir, 'engine.log'), 'run', '--pid-file', pidFile, '--bundle', dir, spec.id]
-    const child = spawn(this.#engine, detach ? [...args, '--detach'] : args, { stdio: ['ignore', 'pipe', 'pipe'] })
+    // A session keyring of its own would count against the 200 keys that the kernel gives one user, and all sandboxes are one
+    // user to it. Code inside can reach no keyring: its system calls are refused.
+    const args = [
+      '--root',
+      this.#stateDir,
+      '--log',
+      join(dir, 'engine.log'),
+      'run',
+      '--no-new-keyring',
+      '--pid-file',
+      pidFile,
+      '--bundle',
+      dir,
+    ]
+    const child = spawn(this.#engine, [...args, ...(detach ? ['--detach'] : []), spec.id], { stdio: ['ignore', 'pipe', 'pipe'] })
     let lastError = ''
     child.stdout.on('data', (bytes: Buffer) => spec.onOutput?.('stdout', bytes))
     child.stderr.on('data', (bytes: Buffer) => {
@@ -163,7 +176,7 @@ export class OciDriver implements Driver {
         if (code === 0 || (!detach && existsSync(pidFile))) resolve(started())
         else {
           const stderr = engineError(dir) ?? lastError.trim()
-          reject(new ThawError('driver_failed', `${this.#engine} could not start the container.`, { details: { stderr } }))
+          reject(startFailure(this.#engine, spec.argv[0] ?? '', stderr))
         }
       })
       if (!detach) {
@@ -311,6 +324,14 @@ function killQuietly(pid: number): void {
   } catch {
     // Gone already.
   }
+}
+
+/** An image without the program that is to start is the image's fault, not the engine's. */
+function startFailure(engine: string, program: string, stderr: string): ThawError {
+  if (/executable file not found|exec: .*no such file or directory/.test(stderr)) {
+    return new ThawError('runtime_unsupported', `The image has no ${program}.`, { details: { stderr } })
+  }
+  return new ThawError('driver_failed', `${engine} could not start the container.`, { details: { stderr } })
 }
 
 function isEngineOf(pid: number, bundle: string): boolean {

@@ -104,7 +104,7 @@ async function tryContainer(engine: string, cgroups: Cgroups): Promise<string | 
       maxNofile: hardNofileLimit(),
     })
     writeFileSync(join(dir, 'config.json'), JSON.stringify(config))
-    await runCommand(engine, ['--root', join(dir, 'state'), 'run', '--bundle', dir, id], { timeoutMs: 10_000 })
+    await runCommand(engine, ['--root', join(dir, 'state'), 'run', '--no-new-keyring', '--bundle', dir, id], { timeoutMs: 10_000 })
     return null
   } catch (error) {
     return `A trial container failed: ${error instanceof Error ? error.message : String(error)}`
