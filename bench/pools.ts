@@ -2,37 +2,33 @@ import type { Language } from './functions.ts'
 import type { ThawServer } from './thaw-server.ts'
 import type { Workbench } from './workbench.ts'
 
-/** Sandboxes that the server started ahead of need. */
-export interface Pools {
-  /** Resolves when a sandbox for this language waits. */
-  ready(bench: Workbench, language: Language): Promise<void>
-}
+/** Settings of a server that starts nothing ahead of need. */
+export const noPools = { THAW_POOLS__SIZE: '0', THAW_POOLS__MAX_SIZE: '0' }
 
 interface PoolItem {
   image: string
+  network: string
   ready: number
+  starting: number
+  target: number
 }
 
-/** Asks the server to keep sandboxes ready for these languages; null where it offers no pools. */
-export async function fillPool(server: ThawServer, languages: readonly Language[]): Promise<Pools | null> {
-  const list = async () => {
-    const response = await fetch(`${server.url}/v1/pools`)
-    return response.ok ? ((await response.json()) as { items: PoolItem[] }).items : null
-  }
-  if ((await list()) === null) return null
-  for (const language of languages) {
-    const response = await fetch(`${server.url}/v1/pools/${language}`, {
-      method: 'PUT',
-      headers: { 'content-type': 'application/json' },
-      body: JSON.stringify({ size: 3 }),
-    })
-    if (!response.ok) throw new Error(`PUT /v1/pools/${language}: ${response.status} ${await response.text()}`)
-  }
-  return {
-    ready: (bench, language) =>
-      bench.until(
-        `a pooled ${language} sandbox is ready`,
-        async () => ((await list())?.find((pool) => pool.image === language)?.ready ?? 0) > 0,
-      ),
-  }
+/** Whether the server keeps sandboxes started ahead of need, and has one for this language. */
+export async function hasPool(server: ThawServer, language: Language): Promise<boolean> {
+  return (await poolOf(server, language)) !== undefined
+}
+
+/** Resolves when the pool for this language is full and nothing is being started for it: the state between bursts. */
+export async function poolIsFull(bench: Workbench, server: ThawServer, language: Language): Promise<void> {
+  await bench.until(`the pool of ${language} sandboxes is full`, async () => {
+    const pool = await poolOf(server, language)
+    return pool !== undefined && pool.ready > 0 && pool.ready >= pool.target && pool.starting === 0
+  })
+}
+
+async function poolOf(server: ThawServer, language: Language): Promise<PoolItem | undefined> {
+  const response = await fetch(`${server.url}/v1/pools`)
+  if (!response.ok) return undefined
+  const { items } = (await response.json()) as { items: PoolItem[] }
+  return items.find((pool) => pool.image === language && pool.network === 'egress')
 }

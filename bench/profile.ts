@@ -3,6 +3,7 @@ import { join } from 'node:path'
 import { Client } from './client.ts'
 import { eventJson, workSource } from './functions.ts'
 import { findLoadGenerator } from './load.ts'
+import { noPools } from './pools.ts'
 import { median } from './stats.ts'
 import { deployWork } from './suites/hot.ts'
 import { startThaw } from './thaw-server.ts'
@@ -29,7 +30,7 @@ async function hotPath(bench: Workbench): Promise<void> {
   const generator = findLoadGenerator(bench)
   const dir = join(bench.dir, 'profile')
   mkdirSync(dir)
-  const server = await startThaw(bench, {}, ['--cpu-prof', '--cpu-prof-interval', '200', '--cpu-prof-dir', dir])
+  const server = await startThaw(bench, noPools, ['--cpu-prof', '--cpu-prof-interval', '200', '--cpu-prof-dir', dir])
   const url = await deployWork(server, 'profiled', 'node')
   const load = { url, contentType: json, body: eventJson, clients: 32 }
   await generator.run({ ...load, seconds: 2 })
@@ -111,7 +112,7 @@ function newestSandbox(dataDir: string): string {
 
 /** The spans of a cold start, from when the files of each step appeared in the sandbox's folder. */
 async function coldStart(bench: Workbench): Promise<void> {
-  const server = await startThaw(bench)
+  const server = await startThaw(bench, noPools)
   using client = new Client()
   for (const language of ['python', 'node'] as const) {
     const spans = new Map<string, number[]>()

@@ -5,7 +5,7 @@ import { type Answer, Client } from '../client.ts'
 import { bwrapEngine, dockerEngine, type Engine, runcEngine } from '../engines.ts'
 import { checkAnswer, eventJson, type Language, workSource } from '../functions.ts'
 import { runtimeRoot } from '../images.ts'
-import { fillPool } from '../pools.ts'
+import { hasPool, noPools, poolIsFull } from '../pools.ts'
 import { type Goal, type Row, rowOf } from '../report.ts'
 import { type Figure, figure, interleave, median } from '../stats.ts'
 import { driverOf, startThaw, type ThawServer } from '../thaw-server.ts'
@@ -46,58 +46,62 @@ function stagesOf(answer: Answer): Record<string, number> {
 /** First calls of new functions, from the pool and without one, against engines that start the same code once. */
 export async function start(bench: Workbench): Promise<Row[]> {
   const languages: Language[] = ['python', 'node']
-  const server = await startThaw(bench)
-  const driver = await driverOf(server)
+  const cold = await startThaw(bench, noPools)
+  const driver = await driverOf(cold)
   using client = new Client()
   // The server makes an image available with the first function that needs it.
   for (const language of languages) {
     bench.say(`first invoke: getting the ${language} image ready`)
-    await firstInvoke(server, client, language, 'none', async () => undefined)
+    await firstInvoke(cold, client, language, 'none', async () => undefined)
   }
-  const roots = new Map(
-    languages.flatMap((language): [Language, string][] =>
-      [runtimeRoot(language)].flatMap((root) => (root === null ? [] : [[language, root]])),
-    ),
-  )
-  if (roots.size < languages.length) throw new Error('the runtime images are not on this machine')
+  const roots = rootsOf(languages)
   const [runc, bwrap, docker] = [await runcEngine(bench, roots), bwrapEngine(bench, roots), await dockerEngine(bench, roots)]
-  const lightEngines = [runc, bwrap].filter((engine) => engine !== null)
+  const light = [runc, bwrap].filter((engine) => engine !== null)
 
   const rows: Row[] = []
   for (const language of languages) {
-    const label = language === 'python' ? 'Python' : 'Node'
-    const goal: Goal = { against: 'runc run', atMost: 1.5 }
-    const measureCold = (name: string, network: NetworkMode) =>
-      measure(bench, name, { language, engines: lightEngines, driver, goals: [goal] }, () =>
-        firstInvoke(server, client, language, network, async () => undefined),
-      )
-    rows.push(...(await measureCold(`first invoke, cold, ${label}, no network`, 'none')))
-    rows.push(...(await measureCold(`first invoke, cold, ${label}, with network`, 'egress')))
+    for (const [network, how] of [
+      ['none', 'no network'],
+      ['egress', 'with network'],
+    ] as const) {
+      if (bench.quick && network === 'egress') continue
+      const options = { language, engines: light, driver, goals: [{ against: 'runc run', atMost: 1.5 }] }
+      const ours = () => firstInvoke(cold, client, language, network, async () => undefined)
+      rows.push(...(await measure(bench, `first invoke, cold, ${labels[language]}, ${how}`, options, ours)))
+    }
   }
-  const pooled = await fillPool(server, languages)
-  if (pooled === null) bench.say('first invoke: this server has no pools')
+  await cold.child.stop()
+
+  const pooled = await startThaw(bench)
   for (const language of languages) {
-    const label = language === 'python' ? 'Python' : 'Node'
-    const refill = pooled === null ? async () => undefined : () => pooled.ready(bench, language)
-    rows.push(
-      ...(await measure(
-        bench,
-        `first invoke, ${pooled === null ? 'no pool' : 'pooled'}, ${label}`,
-        {
-          language,
-          engines: docker === null ? [] : [docker],
-          driver,
-          goals: [
-            { atMost: 10, unit: 'ms' },
-            { against: 'docker run', timesFaster: 20 },
-          ],
-        },
-        () => firstInvoke(server, client, language, 'egress', refill),
-      )),
-    )
+    // The pool of a language begins with its first function.
+    const name = `pool-${language}`
+    await pooled.thaw.functions.create({ name, runtime: language, code: { inline: workSource(language) } })
+    const filled = (await hasPool(pooled, language)) ? () => poolIsFull(bench, pooled, language) : async () => undefined
+    const options = { language, engines: docker === null ? [] : [docker], driver, goals: pooledGoals }
+    const ours = () => firstInvoke(pooled, client, language, 'egress', filled)
+    rows.push(...(await measure(bench, `first invoke, default settings, ${labels[language]}`, options, ours)))
   }
-  await server.child.stop()
+  await pooled.child.stop()
   return rows
+}
+
+const labels = { python: 'Python', node: 'Node' } as const
+
+const pooledGoals: Goal[] = [
+  { atMost: 10, unit: 'ms' },
+  { against: 'docker run', timesFaster: 20 },
+]
+
+/** Where the peers find the interpreters that we use. */
+function rootsOf(languages: readonly Language[]): Map<Language, string> {
+  const roots = new Map<Language, string>()
+  for (const language of languages) {
+    const root = runtimeRoot(language)
+    if (root === null) throw new Error(`the ${language} image is not on this machine`)
+    roots.set(language, root)
+  }
+  return roots
 }
 
 async function measure(
@@ -106,7 +110,7 @@ async function measure(
   { language, engines, driver, goals }: { language: Language; engines: readonly Engine[]; driver: string; goals: readonly Goal[] },
   ours: () => Promise<FirstInvoke>,
 ): Promise<Row[]> {
-  const rounds = bench.quick ? 5 : 15
+  const rounds = bench.quick ? 4 : 15
   bench.say(`${name}: ${rounds} functions, against ${engines.map((engine) => engine.name).join(', ') || 'nobody'}`)
   const codeDir = join(bench.dir, `code-${++functions}`)
   mkdirSync(codeDir)
@@ -137,7 +141,9 @@ async function measure(
     (stage) => `${stage} ${median(boots.map((first) => first.stages[stage] ?? 0)).toFixed(1)}`,
   )
   const note = `driver ${driver}; boot methods: ${methods.join(', ')}; stages in ms: ${stages.join(', ')}`
+  // A name says what happened, not what was meant to.
+  const title = name.replace('default settings', boots.every((first) => first.boot === 'pooled') ? 'pooled' : 'default settings')
   return goals.map((goal, index) =>
-    rowOf({ name: index === 0 ? name : `${name}, vs docker`, unit: 'ms', ours: own, peers, goal, ...(index === 0 ? { note } : {}) }),
+    rowOf({ name: index === 0 ? title : `${title}, vs docker`, unit: 'ms', ours: own, peers, goal, ...(index === 0 ? { note } : {}) }),
   )
 }
