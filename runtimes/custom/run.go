@@ -16,12 +16,17 @@ func isEnd(err error) bool {
 	return errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, syscall.ECONNRESET)
 }
 
-// invoke serves one invocation: starts the program, feeds it, and answers when it has ended.
+// invoke serves one invocation. When the worker has the last word of the answer, nothing of the invocation is left.
 func (l *launcher) invoke(call *protocol.Call) {
+	answer := l.run(call)
+	answer()
+}
+
+// run starts the program, feeds it, and returns how to end the answer when the program has ended.
+func (l *launcher) run(call *protocol.Call) func() {
 	stdin, stdout, stderr, err := pipes()
 	if err != nil {
-		call.Fail(startFailure(l.program.argv[0], err))
-		return
+		return func() { call.Fail(startFailure(l.program.argv[0], err)) }
 	}
 	defer stdin.close()
 	defer stdout.close()
@@ -34,8 +39,7 @@ func (l *launcher) invoke(call *protocol.Call) {
 	stdout.closeTheirs()
 	stderr.closeTheirs()
 	if err != nil {
-		call.Fail(startFailure(l.program.argv[0], err))
-		return
+		return func() { call.Fail(startFailure(l.program.argv[0], err)) }
 	}
 
 	result := answer{call: call}
@@ -66,12 +70,13 @@ func (l *launcher) invoke(call *protocol.Call) {
 	reading.Wait()
 	lines.Flush()
 	if status.Exited() && status.ExitStatus() == 0 {
-		result.finish()
-		return
+		return result.finish
 	}
-	call.Fail(protocol.Failure{
-		Type: "ExitError", Message: describe(l.program.name(), status), Stack: end.text(),
-	})
+	return func() {
+		call.Fail(protocol.Failure{
+			Type: "ExitError", Message: describe(l.program.name(), status), Stack: end.text(),
+		})
+	}
 }
 
 func pipes() (stdin, stdout, stderr pipe, err error) {

@@ -73,9 +73,9 @@ for (const driver of ['process', 'oci'] as const) {
     test('a clean stop leaves nothing, and ends calls that take longer than the drain', async () => {
       using dir = tempDir()
       const dataDir = join(dir.path, 'data')
-      const server = await startChildServer(dataDir, { driver, env: { THAW_SHUTDOWN__DRAIN_MS: '300' } })
+      const server = await startChildServer(dataDir, { driver, env: { THAW_SHUTDOWN__DRAIN_MS: '4000' } })
       await server.thaw.functions.create({ name: 'sleeper', ...sleeper })
-      const short = server.thaw.functions.invoke<string>('sleeper', 0.1)
+      const short = server.thaw.functions.invoke<string>('sleeper', 2)
       const long = server.thaw.functions.invoke('sleeper', 60).catch((error: { code: string }) => error.code)
       expect(await eventually(async () => (await server.thaw.functions.get('sleeper')).instances.busy === 2)).toBe(true)
       await server[Symbol.asyncDispose]()

@@ -8,6 +8,7 @@ import { join } from 'node:path'
 import { promisify } from 'node:util'
 import { frameTypes, type LoadMessage } from '@thaw/protocol'
 import { afterAll, beforeAll, describe, expect, test } from 'vitest'
+import { eventually } from '../../support/eventually.ts'
 import { Gate, type InvokeOptions, RuntimeProcess } from './harness.ts'
 
 const run = promisify(execFile)
@@ -418,6 +419,7 @@ describe('processes', () => {
     const count = async () => Number((await runtime.invoke('x').answer()).body.toString())
     const before = await count()
     for (let n = 0; n < 300; n++) await count()
-    expect(await count()).toBeLessThanOrEqual(before + 2)
+    // The goroutine that fed the last program may not have closed its end yet.
+    expect(await eventually(async () => (await count()) <= before + 2)).toBe(true)
   })
 })
