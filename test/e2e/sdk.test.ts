@@ -53,7 +53,7 @@ test('a deployed function answers with the value that its handler returns, and s
   const first = await thaw.functions.invoke<{ twice: number }>(name, { n: 21 })
   expect(first.value.twice).toBe(42)
   expect(first.invocation_id).toMatch(/^inv-/)
-  expect(first.contentType).toContain('application/json')
+  expect(first.content_type).toContain('application/json')
   expect(first.timing?.run_ms).toBeGreaterThan(0)
   const second = await thaw.functions.invoke(name, { n: 1 })
   expect(second.boot_method).toBe('reused')
@@ -128,7 +128,11 @@ test('a stream that fails half-way gives its pieces first, then the error of the
   const reading = (async () => {
     for await (const text of stream.text()) seen.push(text)
   })()
-  await expect(reading).rejects.toMatchObject({ code: 'function_failed', message: expect.stringContaining('half-way') })
+  await expect(reading).rejects.toMatchObject({
+    code: 'function_failed',
+    message: expect.stringContaining('half-way'),
+    details: { invocation_id: stream.invocation_id },
+  })
   expect(seen.join('')).toBe('one ')
 })
 

@@ -24,13 +24,14 @@ export function connectionFailure(url: string, cause: unknown): Attempt {
 }
 
 /** The connection was there and ended before the answer was complete. */
-export function brokenConnection(url: string, cause: unknown): ThawError {
+export function brokenConnection(url: string, cause: unknown, invocationId: string | null = null): ThawError {
   const code = systemCode(cause)
   return new ThawError(
     'unreachable',
     `The connection to ${url} broke before the answer was complete${code === undefined ? '' : ` (${code})`}.`,
     {
       fix: 'Look whether the server still runs, and in its log; what was asked for may have been done.',
+      details: withInvocation(undefined, invocationId === '' ? null : invocationId),
       cause,
     },
   )

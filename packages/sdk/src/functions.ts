@@ -179,11 +179,11 @@ export class Functions {
   /** A stream that breaks off has no place left for an error body: the record of the invocation says why it ended. */
   async #streamFailure(cause: unknown, invocationId: string, signal: AbortSignal | undefined): Promise<unknown> {
     signal?.throwIfAborted()
-    const broken = brokenConnection(this.#http.url, cause)
+    const broken = brokenConnection(this.#http.url, cause, invocationId)
     try {
       const path = `/v1/invocations/${invocationId}`
       const { error } = itemOf<{ error: unknown }>(await this.#http.json({ method: 'GET', path, signal }))
-      return errorOfBody({ error }) ?? broken
+      return errorOfBody({ error }, new Headers({ 'thaw-invocation-id': invocationId })) ?? broken
     } catch {
       return broken
     }

@@ -151,3 +151,12 @@ test('a payload is named by what it is', async () => {
     'application/json',
   ])
 })
+
+test.each(['text/plain\nx: y', 'json', '', 'text/plain; name=ü'])(
+  'the content type %j is refused before anything is sent',
+  async (contentType) => {
+    const { thaw, requests } = await serve((_request, response) => response.end())
+    await expect(thaw.functions.invoke('hello', 'text', { contentType })).rejects.toMatchObject({ code: 'invalid_request' })
+    expect(requests).toEqual([])
+  },
+)

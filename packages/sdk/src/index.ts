@@ -9,6 +9,8 @@ export {
   type ErrorCode,
   errorTable,
   type FunctionItem,
+  functionConfigSchema,
+  functionNameSchema,
   type ImageItem,
   type Info,
   type InvocationItem,

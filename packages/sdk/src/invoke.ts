@@ -22,7 +22,7 @@ export interface InvokeResult<Value = unknown> {
   boot_method: BootMethod | null
   /** Of the server's own stages, without the network between. */
   timing: Timing | null
-  contentType: string
+  content_type: string
 }
 
 /** What the headers of an answer say about its invocation. */
@@ -32,7 +32,7 @@ export function invocationOf(headers: Headers): Omit<InvokeResult, 'value'> {
     invocation_id: headers.get('thaw-invocation-id') ?? '',
     boot_method: bootMethods.find((known) => known === method) ?? null,
     timing: parseTiming(headers.get('server-timing')),
-    contentType: headers.get('content-type') ?? 'application/octet-stream',
+    content_type: headers.get('content-type') ?? 'application/octet-stream',
   }
 }
 
@@ -48,13 +48,22 @@ export function invokeRequest(name: string, payload: Payload, mode: 'sync' | 'st
   }
   const encoded = encodePayload(payload)
   if (encoded !== null) {
-    headers['content-type'] = options.contentType ?? encoded.contentType
+    headers['content-type'] = checkedType(options.contentType) ?? encoded.contentType
     request.body = encoded.body
   }
   return request
 }
 
 type Body = NonNullable<RequestInit['body']>
+
+/** fetch would refuse it too, but in words that sound like a broken connection. */
+function checkedType(contentType: string | undefined): string | undefined {
+  if (contentType === undefined || /^[\w!#$%&'*+.^`|~-]+\/[\w!#$%&'*+.^`|~-]+[ \t]*(?:;[\t\x20-\x7e]*)?$/.test(contentType))
+    return contentType
+  throw new ThawError('invalid_request', `${JSON.stringify(contentType)} is no content type.`, {
+    fix: 'Give one such as application/json or text/plain; charset=utf-8.',
+  })
+}
 
 function encodePayload(payload: Payload): { body: Body; contentType: string } | null {
   if (payload === undefined) return null

@@ -13,7 +13,7 @@ import { invocationOf } from './invoke.ts'
 export class InvocationStream implements AsyncIterable<Uint8Array>, AsyncDisposable {
   readonly invocation_id: string
   readonly boot_method: BootMethod | null
-  readonly contentType: string
+  readonly content_type: string
   readonly #pieces: AsyncGenerator<Uint8Array>
   readonly #body: ReadableStream<Uint8Array> | null
 
@@ -21,7 +21,7 @@ export class InvocationStream implements AsyncIterable<Uint8Array>, AsyncDisposa
     const invocation = invocationOf(response.headers)
     this.invocation_id = invocation.invocation_id
     this.boot_method = invocation.boot_method
-    this.contentType = invocation.contentType
+    this.content_type = invocation.content_type
     this.#body = response.body
     this.#pieces = piecesOf(response.body, (error) => onBreak(error, invocation.invocation_id))
   }

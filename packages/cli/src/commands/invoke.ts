@@ -55,7 +55,7 @@ async function printAnswer({ output, thaw, signal }: Context, name: string, payl
     return
   }
   if (result.value instanceof Uint8Array) await output.bytes(result.value)
-  else if (typeof result.value === 'string' && !isJson(result.contentType)) output.line(result.value)
+  else if (typeof result.value === 'string' && !isJson(result.content_type)) output.line(result.value)
   else output.line(JSON.stringify(result.value, null, process.stdout.isTTY ? 2 : 0))
   // Only for eyes: a script that joins both outputs should get the answer alone.
   if (process.stderr.isTTY) output.note(output.dim(summary(result)))
@@ -67,8 +67,8 @@ async function printStream({ output, thaw, signal }: Context, name: string, payl
   )
   if (output.json) {
     for await (const chunk of stream.text()) output.line(JSON.stringify({ chunk }))
-    const { invocation_id, boot_method, contentType } = stream
-    output.line(JSON.stringify({ invocation_id, boot_method, contentType }))
+    const { invocation_id, boot_method, content_type } = stream
+    output.line(JSON.stringify({ invocation_id, boot_method, content_type }))
     return
   }
   for await (const chunk of stream) await output.bytes(chunk)
