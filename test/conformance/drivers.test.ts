@@ -220,6 +220,31 @@ for (const { kind, open } of kinds) {
       await driver.destroy(sandbox.id)
     })
 
+    // A driver without an inside of its own has nowhere to show it: its code lies where it lies.
+    if (driver.abilities.isolation !== 'none') {
+      test('bind shows code in a sandbox that runs already, read-only, and sets its limits', async () => {
+        const code = join(out, 'code')
+        mkdirSync(join(code, 'deep'), { recursive: true })
+        writeFileSync(join(code, 'deep', 'file'), 'bound')
+        let output = ''
+        const script =
+          'while [ ! -e /slot/deep/file ]; do sleep 0.02; done; cat /slot/deep/file; echo x 2>/dev/null > /slot/new || echo " read-only"'
+        const sandbox = shell(script, {
+          slot: '/function',
+          mounts: [],
+          argv: ['/bin/sh', '-c', script.replaceAll('/slot', '/function')],
+          onOutput: (_, bytes) => (output += bytes),
+        })
+        await driver.create(sandbox)
+        await driver.bind(sandbox.id, { code, resources: { memory_mib: 48, cpus: 0.5, pids: 20, tmp_mib: 8 } })
+        await driver.wait(sandbox.id)
+        expect(output).toBe('bound read-only\n')
+        expect(existsSync(join(code, 'new'))).toBe(false)
+        await driver.destroy(sandbox.id)
+        expect(readFileSync(join(code, 'deep', 'file'), 'utf8')).toBe('bound')
+      })
+    }
+
     test('a socket that was swapped for a link to one of the host is not connected to', async () => {
       const sandbox = shell('ln -s /tmp/some-host-socket "$D/x" ; mv "$D/x" "$D/runtime.sock"; sleep 60', {
         ready: 'started',

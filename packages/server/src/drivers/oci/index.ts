@@ -18,9 +18,12 @@ import { hardNofileLimit, probeOci } from './probe.ts'
 export interface OciOptions {
   /** Everything of this driver lies below it. */
   dataDir: string
-  /** The OCI runtime; `runc` by default. */
-  engine?: string
+  /** The OCI runtime. Default: runc, or crun where only that is installed. */
+  engine?: 'runc' | 'crun'
 }
+
+/** Where system programs lie; the PATH of whoever starts the server need not have all of it. */
+const enginePath = ['/usr/local/sbin', '/usr/local/bin', '/usr/sbin', '/usr/bin', '/sbin', '/bin']
 
 /** What this process knows of a sandbox that it started itself. */
 interface Running {
@@ -33,7 +36,7 @@ interface Running {
  * namespace), see SAFETY for the rest. The root file system of an image is shared read-only between its sandboxes, or
  * the lower layer of an overlay where the sandbox may write.
  *
- * On disk, per sandbox, in `<dataDir>/oci/sandboxes/<id>/`: config.json, pid, run/ (the socket), and for writable roots upper/
+ * On disk, per sandbox, in `<dataDir>/oci/sandboxes/<id>/`: config.json, pid, process.json, run/ (the socket), and for writable roots upper/
  * work/ rootfs/ (the mounted overlay). State of the runtime: `<dataDir>/oci/state`. Groups: /thaw/<tag>/<id>.
  */
 export class OciDriver implements Driver {
@@ -51,7 +54,7 @@ export class OciDriver implements Driver {
   #probe: Promise<Probe> | undefined
 
   constructor(options: OciOptions) {
-    this.#engine = options.engine ?? 'runc'
+    this.#engine = options.engine ?? (!isInstalled('runc') && isInstalled('crun') ? 'crun' : 'runc')
     this.#sandboxesDir = join(options.dataDir, 'oci', 'sandboxes')
     this.#stateDir = join(options.dataDir, 'oci', 'state')
     this.#cgroupBase = `/thaw/${createHash('sha256').update(options.dataDir).digest('hex').slice(0, 12)}`
@@ -163,6 +166,7 @@ export class OciDriver implements Driver {
     )
     const started = (): Running => {
       const first = identify(Number(readFileSync(pidFile, 'latin1')))
+      writeFileSync(join(dir, 'process.json'), JSON.stringify(first), { mode: 0o600 })
       return { process: first, exit: detach ? this.#watchExit(spec.id, first, closed) : closed }
     }
     return new Promise((resolve, reject) => {
@@ -293,13 +297,9 @@ export class OciDriver implements Driver {
   #firstProcess(id: string): ProcessIdentity | null {
     const known = this.#running.get(id)?.process
     if (known !== undefined) return known
-    // Of an earlier server: the runtime wrote down which process it was and when it started.
+    // Of an earlier server, which wrote it down when it had started it.
     try {
-      const state = JSON.parse(readFileSync(join(this.#stateDir, id, 'state.json'), 'utf8')) as {
-        init_process_pid: number
-        init_process_start: number
-      }
-      return { pid: state.init_process_pid, startTicks: state.init_process_start }
+      return JSON.parse(readFileSync(join(this.#dir(id), 'process.json'), 'utf8')) as ProcessIdentity
     } catch {
       return null
     }
@@ -324,6 +324,10 @@ function killQuietly(pid: number): void {
   } catch {
     // Gone already.
   }
+}
+
+function isInstalled(program: string): boolean {
+  return enginePath.some((folder) => existsSync(join(folder, program)))
 }
 
 /** An image without the program that is to start is the image's fault, not the engine's. */

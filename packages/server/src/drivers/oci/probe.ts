@@ -22,7 +22,7 @@ export async function probeOci(engine: string, cgroups: Cgroups): Promise<Probe>
   if (process.platform !== 'linux') lack('Linux', 'Containers need a Linux host.')
   if (process.getuid?.() !== 0) lack('root', 'Start the server as root; as another user only the process driver works.')
   const version = await engineVersion(engine)
-  if (version === null) lack(engine, `Install it: apt-get install ${engine}`)
+  if (version === null) lack(engine, `Install it: apt-get install ${engine} (crun does as well)`)
   else probe.versions[engine] = version
   for (const name of cgroups.missing) lack(`cgroup controller ${name}`, 'Enable it in the kernel command line or in the parent cgroup.')
   probe.versions.cgroup = `v${cgroups.version}`
