@@ -87,7 +87,7 @@ export class Workbench implements AsyncDisposable {
     return started
   }
 
-  /** Ends what a suite that failed has left running, and gives what it printed last. */
+  /** Ends all processes that still run, and gives what each printed last. */
   async stopChildren(): Promise<string[]> {
     const left = this.#children.splice(0).filter(({ process: { exitCode, signalCode } }) => exitCode === null && signalCode === null)
     await Promise.all(left.map((child) => child.stop()))

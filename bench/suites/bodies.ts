@@ -30,7 +30,6 @@ export async function bodies(bench: Workbench): Promise<Row[]> {
       ...(nginx === null ? [] : [[`${nginx.name} + bare`, `${nginx.url}/${name}`] as [string, string]]),
     ])
   const rows = [await echo(bench, targets('echo')), ...(await upload(bench, server, targets('size')))]
-  await Promise.all([server.child.stop(), bare.child.stop(), nginx?.child.stop()])
   return rows
 }
 

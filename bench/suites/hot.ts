@@ -43,7 +43,6 @@ export async function hot(bench: Workbench, generator: LoadGenerator): Promise<R
     ...[barePython, bare].filter((peer): peer is WebPeer => peer !== null).map((peer): [string, string] => [peer.name, `${peer.url}/work`]),
   ])
   rows.push(...(await measure(bench, generator, 'hot invoke, Python', pythonUrls, [8], driver)))
-  await Promise.all([server.child.stop(), ...peers.map((peer) => peer.child.stop()), barePython?.child.stop()])
   return rows
 }
 
@@ -67,7 +66,7 @@ async function measure(
   for (const clients of clientCounts) {
     bench.say(`${name}: ${clients} clients, against ${[...urls.keys()].slice(1).join(', ')}`)
     const contenders = new Map([...urls].map(([who, url]): [string, () => Promise<LoadResult>] => [who, () => load(url, clients, seconds)]))
-    const results = await interleave(bench.quick ? 2 : 5, contenders)
+    const results = await interleave(bench.quick ? 1 : 5, contenders)
     rows.push(...rowsOf(name, clients, results, driver))
   }
   return rows

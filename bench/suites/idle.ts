@@ -30,10 +30,10 @@ export async function idle(bench: Workbench): Promise<Row[]> {
   const deployed: string[] = []
   for (const name of names) {
     const scaling = { min_instances: instancesPerFunction, max_instances: instancesPerFunction }
-    await server.thaw.functions.create({ name, runtime: 'python', code, scaling })
-    deployed.push(name)
     const ready = async () => (await server.thaw.functions.get(name)).instances.idle === instancesPerFunction
     try {
+      await server.thaw.functions.create({ name, runtime: 'python', code, scaling })
+      deployed.push(name)
       await bench.until(`the instances of ${name} are ready`, ready, patienceMs)
     } catch (error) {
       bench.signal.throwIfAborted()
@@ -58,7 +58,7 @@ export async function idle(bench: Workbench): Promise<Row[]> {
   for (const name of deployed) await server.thaw.functions.invoke(name, 1)
   const left = () => processesIn(groupsOf(server.dataDir))
   await bench.until('all instances have gone', () => left() === 0, 60_000).catch(() => bench.signal.throwIfAborted())
-  const rows = [
+  return [
     rowOf({
       name: `${count} idle Python instances, server included`,
       unit: 'GiB',
@@ -69,8 +69,6 @@ export async function idle(bench: Workbench): Promise<Row[]> {
     }),
     rowOf({ name: 'processes of idle functions, scaled to zero', unit: 'processes', ours: left(), goal: { atMost: 0, unit: 'processes' } }),
   ]
-  await server.child.stop()
-  return rows
 }
 
 /** The control groups of a server's sandboxes: of the one tree of v2, or of the memory tree of v1. */

@@ -31,8 +31,7 @@ export async function sleepers(bench: Workbench): Promise<Row[]> {
   ])
   bench.say(`${count} one-second calls at once`)
   await interleave(1, contenders)
-  const samples = await interleave(bench.quick ? 2 : 5, contenders)
-  await Promise.all([server.child.stop(), bare.child.stop()])
+  const samples = await interleave(bench.quick ? 1 : 5, contenders)
   return [
     rowOf({
       name: `${count} concurrent 1 s functions`,

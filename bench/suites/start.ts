@@ -82,7 +82,6 @@ export async function start(bench: Workbench): Promise<Row[]> {
     const ours = () => firstInvoke(pooled, client, language, 'egress', filled)
     rows.push(...(await measure(bench, `first invoke, default settings, ${labels[language]}`, options, ours)))
   }
-  await pooled.child.stop()
   return rows
 }
 
