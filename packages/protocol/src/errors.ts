@@ -70,6 +70,11 @@ export const errorTable = define({
     'There is no invocation of this id.',
     'Records are kept for a limited time; list them with GET /v1/invocations.',
   ),
+  secret_not_found: caller(
+    404,
+    'There is no secret of this name.',
+    'List secrets with `thaw secret ls`, or make it with `thaw secret set`.',
+  ),
   image_not_found: caller(404, 'There is no image of this name.', 'List images with `thaw image ls`.'),
   method_not_allowed: caller(405, 'This path does not take this method.', 'The Allow header names the methods that it takes.'),
   request_timeout: caller(408, 'The request did not arrive in time.', 'Send headers and body without long pauses.', true),
@@ -83,6 +88,16 @@ export const errorTable = define({
     'The function has no version that is ready.',
     'Look at its versions: a build may be running, or has failed; the version says why.',
     true,
+  ),
+  secret_exists: caller(
+    409,
+    'A secret of this name exists already.',
+    'Use PUT /v1/secrets/{name} (or `thaw secret set`) to change its value.',
+  ),
+  secret_in_use: caller(
+    409,
+    'The secret is used by a function.',
+    'Deploy the functions that used_by names without it, or delete them, first.',
   ),
   image_in_use: caller(409, 'The image is used by a function.', 'Delete the functions that use it first.'),
   payload_too_large: caller(413, 'The body is larger than allowed.', 'Send less, or raise limits.max_payload_bytes (`thaw config show`).'),
@@ -157,6 +172,11 @@ export const errorTable = define({
     'Restore the file from a backup, or move it away to start empty.',
   ),
   database_unavailable: platform(503, 'The database does not answer.', 'Try again; if it stays, look at disk and locks.', true),
+  secret_unreadable: platform(
+    500,
+    'A secret cannot be decrypted.',
+    'Put the secrets.key that it was written with back into the data directory, or set the secret anew.',
+  ),
   driver_unavailable: platform(
     503,
     'The driver cannot be used on this machine.',

@@ -1,5 +1,6 @@
 import { z } from 'zod'
 import { driverKindSchema, envSchema, functionNameSchema, networkModeSchema, resourcesSchema, timestampSchema } from './common.ts'
+import { secretRefsSchema } from './secrets.ts'
 
 export const runtimes = ['python', 'node', 'go', 'custom'] as const
 export const runtimeSchema = z.enum(runtimes)
@@ -63,6 +64,7 @@ export const functionConfigSchema = z.strictObject({
   image: z.string().min(1).max(512).optional().describe('host, python, node, go, or an OCI reference; default: the image of the runtime'),
   driver: driverKindSchema.optional().describe('default: the strongest usable driver of the server'),
   env: envSchema.default({}),
+  secrets: secretRefsSchema.default([]),
   resources: resourcesSchema.prefault({}),
   timeout_ms: z.int().min(1).max(86_400_000).default(30_000),
   network: networkModeSchema.default('egress'),
@@ -98,6 +100,7 @@ export const versionItemSchema = z.object({
   driver: driverKindSchema,
   /** Names only: values of variables are never given back. */
   env: z.array(z.string()),
+  secrets: z.array(z.object({ name: z.string(), env: z.string() })),
   resources: resourcesSchema,
   timeout_ms: z.int(),
   network: networkModeSchema,

@@ -21,6 +21,8 @@ import { PoolCatalog } from './control/pool-catalog.ts'
 import { Pools } from './control/pools.ts'
 import { Collector, destroyLeftovers } from './control/reconcile.ts'
 import { Scheduler } from './control/scheduler.ts'
+import { SecretCatalog } from './control/secret-catalog.ts'
+import { Secrets } from './control/secrets.ts'
 import { Starter } from './control/starter.ts'
 import { OciDriver } from './drivers/oci/index.ts'
 import { ProcessDriver } from './drivers/process/index.ts'
@@ -56,6 +58,7 @@ export async function startApp(config: Config, onProgress: (line: string) => voi
     const store = await openStore({ dataDir, log, onRecordsDropped: (rows) => metrics.recordsDropped(rows) })
     closers.push(() => store.close())
 
+    const secrets = await Secrets.open(store.secrets, dataDir)
     const drivers = new Drivers(createDrivers(dataDir), config.driver)
     for (const driver of drivers.all()) closers.push(() => driver.close())
     await destroyLeftovers(drivers, log)
@@ -92,6 +95,7 @@ export async function startApp(config: Config, onProgress: (line: string) => voi
         drivers,
         images,
         artifacts,
+        secrets,
         pools: { take: (key) => pools.take(key) },
         log: (of) => (line) => logBook.add(of, line),
         onFallback: (of, method, error) => {
@@ -128,6 +132,7 @@ export async function startApp(config: Config, onProgress: (line: string) => voi
       buildLogs: new BuildLogs(dataDir),
       pools,
       budget,
+      secrets,
       log,
     })
     closers.push(() => functions.close())
@@ -167,6 +172,7 @@ export async function startApp(config: Config, onProgress: (line: string) => voi
         images: catalog,
         platform,
         pools: new PoolCatalog(pools, drivers, images),
+        secrets: new SecretCatalog(secrets, store.secrets, functions),
         metrics,
         log,
       },

@@ -12,8 +12,9 @@ import type { PoolKey } from './pool.ts'
 import type { Bundles } from './ports.ts'
 import { resolveConfig } from './resolve.ts'
 import type { Scheduler } from './scheduler.ts'
+import type { Secrets } from './secrets.ts'
 import type { Starter } from './starter.ts'
-import { type ResolvedConfig, toVersion, type Version } from './version.ts'
+import { type ResolvedConfig, toVersion, type Version, versionItem } from './version.ts'
 
 /** Where the code of a deploy comes from, already decoded. */
 export type CodeInput = { inline: Buffer } | { archive: Buffer } | { image: string }
@@ -42,6 +43,7 @@ interface Parts {
   buildLogs: BuildLogs
   pools: { want(keys: PoolKey[]): Promise<void> }
   budget: Budget
+  secrets: Secrets
   log: Logger
 }
 
@@ -150,6 +152,7 @@ export class Functions {
       if (target === undefined)
         throw new ThawError('version_not_found', number === undefined ? 'There is no earlier version that is ready.' : undefined)
       if (target.state !== 'ready') throw new ThawError('function_not_ready', `Version ${target.version} of ${name} is ${target.state}.`)
+      await this.#parts.secrets.check(target.config)
       await this.#activate(row, target)
       return this.get(name)
     })
@@ -169,6 +172,12 @@ export class Functions {
       versionIds: new Set(versions.map((row) => row.id)),
       imageDigests: new Set(versions.map((row) => row.image_digest).filter((digest) => digest !== null)),
     }
+  }
+
+  /** Names of the functions whose active version is given this secret. */
+  usersOfSecret(secret: string): string[] {
+    const users = [...this.#live.values()].filter(({ active }) => active?.config.secrets.some((ref) => ref.name === secret))
+    return users.map(({ row }) => row.name).sort()
   }
 
   /** The build log of a version, and the running build to follow, if there is one. */
@@ -226,6 +235,7 @@ export class Functions {
     if (!this.#parts.budget.couldEverFit(config.resources.memory_mib)) throw neverFits(config.resources.memory_mib)
     const driver = config.driver ?? (await this.#parts.drivers.defaultKind())
     await this.#parts.drivers.usable(driver)
+    await this.#parts.secrets.check(config)
     return resolveConfig(config, driver, 'image' in code ? code.image : undefined)
   }
 
@@ -359,33 +369,5 @@ export class Functions {
       created_at: new Date(live.row.created_at).toISOString(),
       updated_at: new Date(live.row.updated_at).toISOString(),
     }
-  }
-}
-
-function versionItem(functionName: string, row: VersionRow): VersionItem {
-  const { config } = row
-  const { contract, handler, image, driver } = toVersion(functionName, row).config
-  return {
-    id: row.id,
-    function: functionName,
-    version: row.version,
-    state: row.state,
-    error: row.error === null ? null : { code: row.error.code, message: row.error.message },
-    runtime: config.runtime,
-    contract,
-    handler,
-    command: config.command ?? null,
-    image,
-    image_digest: row.image_digest,
-    code_digest: row.code_digest,
-    driver,
-    env: Object.keys(config.env),
-    resources: config.resources,
-    timeout_ms: config.timeout_ms,
-    network: config.network,
-    scaling: config.scaling,
-    retry: config.retry,
-    snapshot: config.snapshot,
-    created_at: new Date(row.created_at).toISOString(),
   }
 }

@@ -4,12 +4,6 @@ import { insidePaths, type Prepared } from '../drivers/driver.ts'
 import type { BootSpec } from './booted.ts'
 import type { Version } from './version.ts'
 
-/** How an instance of a version is started: the sandbox, and what its runtime is told to load. */
-export interface Launch {
-  spec: BootSpec
-  load: LoadMessage
-}
-
 /** A folder of `runtimes/`: whose files a sandbox is shown, and which program it starts with. */
 export type RuntimeFolder = 'python' | 'node' | 'custom'
 
@@ -109,20 +103,18 @@ function codeDirInside(version: Version, places: LaunchPlaces): string {
   return version.config.driver === 'process' && places.codeDir !== undefined ? places.codeDir : places.insideCodeDir
 }
 
-export function launchOf(version: Version, image: Prepared, places: LaunchPlaces): Launch {
+/** The sandbox that an instance of a version is started in. */
+export function specOf(version: Version, image: Prepared, places: LaunchPlaces): BootSpec {
   const { config } = version
   const folder = runtimeFolder(version)
   const mounts = []
   if (folder !== null) mounts.push({ source: join(places.runtimesDir, folder), target: insidePaths.runtimeDir, readonly: true })
   if (places.codeDir !== undefined) mounts.push({ source: places.codeDir, target: insidePaths.codeDir, readonly: true })
   const argv = folder === null ? [`${insidePaths.codeDir}/${builtPaths.goBinary}`] : runtimeArgv[folder]
-  return {
-    spec: { ...bootSpec(argv, image, places), mounts, resources: config.resources, network: config.network },
-    load: loadOf(version, places),
-  }
+  return { ...bootSpec(argv, image, places), mounts, resources: config.resources, network: config.network }
 }
 
-/** What the runtime is told to load. */
+/** What the runtime is told to load; secrets are not in it yet. */
 export function loadOf(version: Version, places: LaunchPlaces): LoadMessage {
   const { config } = version
   const codeDir = codeDirInside(version, places)

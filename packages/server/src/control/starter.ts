@@ -1,12 +1,13 @@
-import { type BootMethod, errorTable, ThawError } from '@thaw/protocol'
+import { type BootMethod, errorTable, type LoadMessage, ThawError } from '@thaw/protocol'
 import { type Driver, insidePaths } from '../drivers/driver.ts'
 import type { Artifacts } from './artifacts.ts'
 import { BootedSandbox } from './booted.ts'
 import type { Drivers } from './drivers.ts'
 import { Instance, type InstanceLog } from './instance.ts'
-import { bootKindOf, type LaunchPlaces, launchOf, loadOf, pooledSpec } from './launch.ts'
+import { bootKindOf, type LaunchPlaces, loadOf, pooledSpec, specOf } from './launch.ts'
 import type { PoolKey } from './pool.ts'
 import type { Images, ReadyImage } from './ports.ts'
+import type { Secrets } from './secrets.ts'
 import type { Version } from './version.ts'
 
 export interface StarterOptions {
@@ -18,6 +19,7 @@ export interface StarterParts {
   drivers: Drivers
   images: Images
   artifacts: Artifacts
+  secrets: Secrets
   pools: { take(key: PoolKey): BootedSandbox | undefined }
   log: (version: Version) => InstanceLog
   /** A faster way of starting failed, and the next one is used. */
@@ -54,13 +56,14 @@ export class Starter {
     if (!this.#parts.artifacts.isComplete(version)) throw new ThawError('start_failed', 'The code of this version is not on disk yet.')
     const { driver, image } = await this.prepare(version, signal)
     const places = this.#places(version, image)
-    const pooled = await this.#startPooled(version, image, places, signal)
+    const load = await this.#parts.secrets.addTo(loadOf(version, places), version.config.secrets)
+    const pooled = await this.#startPooled(version, image, places, load, signal)
     if (pooled !== null) return pooled
     const started = performance.now()
-    const launch = launchOf(version, await driver.prepare(image.source), places)
+    const spec = specOf(version, await driver.prepare(image.source), places)
     const timeoutMs = this.#options.startTimeoutMs
-    const booted = await BootedSandbox.start(driver, launch.spec, { timeoutMs, signal })
-    return Instance.load(booted, version, launch.load, this.#parts.log(version), {
+    const booted = await BootedSandbox.start(driver, spec, { timeoutMs, signal })
+    return Instance.load(booted, version, load, this.#parts.log(version), {
       timeoutMs,
       bootMs: performance.now() - started,
       bootMethod: 'cold',
@@ -86,7 +89,13 @@ export class Starter {
     return BootedSandbox.start(driver, spec, { timeoutMs: this.#options.startTimeoutMs, signal })
   }
 
-  async #startPooled(version: Version, image: ReadyImage, places: LaunchPlaces, signal: AbortSignal): Promise<Instance | null> {
+  async #startPooled(
+    version: Version,
+    image: ReadyImage,
+    places: LaunchPlaces,
+    load: LoadMessage,
+    signal: AbortSignal,
+  ): Promise<Instance | null> {
     const key = this.poolKeyOf(version, image)
     if (key === null) return null
     const started = performance.now()
@@ -103,7 +112,7 @@ export class Starter {
       return null
     }
     try {
-      return await Instance.load(booted, version, loadOf(version, places), this.#parts.log(version), {
+      return await Instance.load(booted, version, load, this.#parts.log(version), {
         timeoutMs: this.#options.startTimeoutMs,
         bootMs: performance.now() - started,
         bootMethod: 'pooled',

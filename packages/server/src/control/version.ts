@@ -1,4 +1,4 @@
-import type { Contract, DriverKind, FunctionConfig } from '@thaw/protocol'
+import type { Contract, DriverKind, FunctionConfig, VersionItem } from '@thaw/protocol'
 import type { VersionRow } from '../store/store.ts'
 
 /** A version of a function with every default filled in: what the parts of control hand to each other. */
@@ -30,5 +30,35 @@ export function toVersion(functionName: string, row: VersionRow): Version {
     config: row.config as ResolvedConfig,
     codeDigest: row.code_digest,
     imageDigest: row.image_digest,
+  }
+}
+
+/** A version as the API shows it: names of variables and secrets, no values. */
+export function versionItem(functionName: string, row: VersionRow): VersionItem {
+  const { config } = row
+  const { contract, handler, image, driver } = toVersion(functionName, row).config
+  return {
+    id: row.id,
+    function: functionName,
+    version: row.version,
+    state: row.state,
+    error: row.error === null ? null : { code: row.error.code, message: row.error.message },
+    runtime: config.runtime,
+    contract,
+    handler,
+    command: config.command ?? null,
+    image,
+    image_digest: row.image_digest,
+    code_digest: row.code_digest,
+    driver,
+    env: Object.keys(config.env),
+    secrets: config.secrets.map(({ name, env }) => ({ name, env })),
+    resources: config.resources,
+    timeout_ms: config.timeout_ms,
+    network: config.network,
+    scaling: config.scaling,
+    retry: config.retry,
+    snapshot: config.snapshot,
+    created_at: new Date(row.created_at).toISOString(),
   }
 }

@@ -4,6 +4,7 @@ import type { Invocations } from '../control/invocations.ts'
 import type { Invoker } from '../control/invoker.ts'
 import type { Platform } from '../control/platform.ts'
 import type { PoolCatalog } from '../control/pool-catalog.ts'
+import type { SecretCatalog } from '../control/secret-catalog.ts'
 import type { Logger } from '../telemetry/log.ts'
 import type { Metrics } from '../telemetry/metrics.ts'
 
@@ -15,6 +16,7 @@ export interface GatewayParts {
   images: ImageCatalog
   platform: Platform
   pools: PoolCatalog
+  secrets: SecretCatalog
   metrics: Metrics
   log: Logger
 }

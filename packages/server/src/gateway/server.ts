@@ -16,6 +16,7 @@ import { imageRoutes } from './routes/images.ts'
 import { invocationRoutes } from './routes/invocations.ts'
 import { platformRoutes } from './routes/platform.ts'
 import { poolRoutes } from './routes/pools.ts'
+import { secretRoutes } from './routes/secrets.ts'
 import { parseStrictJson } from './strict-json.ts'
 import { answerUpgrade } from './upgrade.ts'
 
@@ -127,6 +128,7 @@ export async function startGateway(options: GatewayOptions, parts: GatewayParts)
     invocationRoutes(routes, parts)
     imageRoutes(routes, parts)
     poolRoutes(routes, parts)
+    secretRoutes(routes, parts)
   })
   await app.ready()
   await listen(app.server, options)

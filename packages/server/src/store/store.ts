@@ -10,6 +10,7 @@ import type { CodeFailure, ErrorCode, FunctionConfig, InvocationItem, Invocation
 export interface Store {
   readonly functions: FunctionStore
   readonly records: RecordStore
+  readonly secrets: SecretStore
   /** Flushes what is buffered and closes the file. */
   close(): Promise<void>
 }
@@ -63,6 +64,29 @@ export interface FunctionStore {
   versionsInState(state: VersionRow['state']): Promise<VersionRow[]>
   /** Every code digest that a version refers to; the collector removes other blobs. */
   codeDigests(): Promise<string[]>
+}
+
+/** A secret as it is kept: sealed. Whoever holds the key can open it; the store cannot. */
+export interface SecretRow {
+  name: string
+  /** Nonce, ciphertext and tag. */
+  sealed: Uint8Array
+  /** Which key sealed it. */
+  key_id: string
+  created_at: number
+  updated_at: number
+}
+
+export interface SecretStore {
+  /** Throws `secret_exists`. */
+  create(row: SecretRow): Promise<void>
+  /** Puts another value in the place of the old one. False when there is none of this name. */
+  update(name: string, change: Pick<SecretRow, 'sealed' | 'key_id' | 'updated_at'>): Promise<boolean>
+  get(name: string): Promise<SecretRow | null>
+  /** Ordered by name. */
+  list(): Promise<Omit<SecretRow, 'sealed'>[]>
+  /** False when there was none. */
+  delete(name: string): Promise<boolean>
 }
 
 /** An invocation as it is recorded when it ends. */

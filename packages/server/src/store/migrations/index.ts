@@ -1,5 +1,6 @@
 import { initial } from './0001-initial.ts'
+import { secrets } from './0002-secrets.ts'
 import type { Migration } from './migration.ts'
 
 /** All steps, in order. */
-export const migrations: readonly Migration[] = [initial]
+export const migrations: readonly Migration[] = [initial, secrets]

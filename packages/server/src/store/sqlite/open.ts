@@ -13,6 +13,7 @@ import { lockDataDir } from './lock.ts'
 import { RecordBuffer } from './record-buffer.ts'
 import { RecordWriter } from './record-writer.ts'
 import { SqliteRecords } from './records.ts'
+import { SqliteSecrets } from './secrets.ts'
 
 /** What the store needs of a logger; pino's fits. */
 export interface StoreLog {
@@ -81,6 +82,7 @@ export async function openStore(options: OpenOptions): Promise<Store> {
     return {
       functions: new SqliteFunctions(queries, patience),
       records: new SqliteRecords(behind, queries, buffer, writer, patience),
+      secrets: new SqliteSecrets(queries, patience),
       close() {
         closing ??= closeAll()
         return closing

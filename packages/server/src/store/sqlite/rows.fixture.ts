@@ -1,5 +1,5 @@
 import { newId } from '@thaw/protocol'
-import type { FunctionRow, InvocationRow, LogRow, VersionRow } from '../store.ts'
+import type { FunctionRow, InvocationRow, LogRow, SecretRow, VersionRow } from '../store.ts'
 
 export function functionRow(name: string): FunctionRow {
   return { id: newId('fn'), name, active_version_id: null, next_version: 1, created_at: 1, updated_at: 1 }
@@ -18,6 +18,7 @@ export function versionRow(functionId: string, change: Partial<VersionRow> = {})
       image: 'python',
       driver: 'oci',
       env: { GREETING: 'hi' },
+      secrets: [],
       resources: { memory_mib: 128, cpus: 1, pids: 64, tmp_mib: 64 },
       timeout_ms: 30_000,
       network: 'egress',
@@ -53,6 +54,10 @@ export function invocationRow(change: Partial<InvocationRow> = {}): InvocationRo
     ended_at: 102,
     ...change,
   }
+}
+
+export function secretRow(name: string, change: Partial<SecretRow> = {}): SecretRow {
+  return { name, sealed: new Uint8Array([1, 0, 255]), key_id: 'k1', created_at: 1, updated_at: 1, ...change }
 }
 
 export function logRow(message: string, change: Partial<LogRow> = {}): LogRow {

@@ -4,6 +4,7 @@ export interface Tables {
   versions: VersionTable
   invocations: InvocationTable
   logs: LogTable
+  secrets: SecretTable
   schema_migrations: MigrationTable
 }
 
@@ -58,6 +59,14 @@ export interface LogTable {
   source: string
   message: string
   time: number
+}
+
+export interface SecretTable {
+  name: string
+  sealed: Uint8Array
+  key_id: string
+  created_at: number
+  updated_at: number
 }
 
 export interface MigrationTable {
