@@ -52,7 +52,8 @@ export const imageCreateSchema = z.strictObject({
 export const pruneResultSchema = z.object({ removed: z.array(z.string()), freed_bytes: z.int() })
 
 /** Whose bootstrap a pooled sandbox runs: python, node, or the launcher of programs. */
-export const poolRuntimeSchema = z.enum(['python', 'node', 'custom'])
+export const poolRuntimes = ['python', 'node', 'custom'] as const
+export const poolRuntimeSchema = z.enum(poolRuntimes)
 
 export const poolItemSchema = z.object({
   image: z.string(),

@@ -18,7 +18,10 @@ export {
   isErrorCode,
   type LogEntry,
   networkModes,
+  type PoolItem,
+  poolRuntimes,
   runtimes,
+  type SecretItem,
   ThawError,
   type VersionItem,
 } from '@thaw/protocol'
@@ -29,6 +32,8 @@ export type { ImageCreateOptions, Images, PruneResult } from './images.ts'
 export type { Invocations } from './invocations.ts'
 export type { InvokeOptions, InvokeResult, Payload } from './invoke.ts'
 export type { Page, PageQuery, Pages } from './page.ts'
+export type { Pools } from './pools.ts'
+export type { Secrets } from './secrets.ts'
 export type { InvocationStream } from './stream.ts'
 export { Thaw, type ThawOptions } from './thaw.ts'
 export type { Timing } from './timing.ts'

@@ -3,6 +3,8 @@ import { type CallOptions, Functions } from './functions.ts'
 import { type FetchFunction, Http, isOk, itemOf } from './http.ts'
 import { Images } from './images.ts'
 import { Invocations } from './invocations.ts'
+import { Pools } from './pools.ts'
+import { Secrets } from './secrets.ts'
 
 export interface ThawOptions {
   /** Address of the server. Default: the variable THAW_URL, else http://127.0.0.1:8080. */
@@ -32,6 +34,8 @@ export class Thaw {
   readonly functions: Functions
   readonly invocations: Invocations
   readonly images: Images
+  readonly pools: Pools
+  readonly secrets: Secrets
   readonly #http: Http
 
   constructor(options: ThawOptions = {}) {
@@ -45,6 +49,8 @@ export class Thaw {
     this.functions = new Functions(this.#http)
     this.invocations = new Invocations(this.#http)
     this.images = new Images(this.#http)
+    this.pools = new Pools(this.#http)
+    this.secrets = new Secrets(this.#http)
   }
 
   /** Version, drivers and their probes, limits. */
