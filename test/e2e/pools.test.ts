@@ -90,6 +90,16 @@ for (const driver of ['process', 'oci'] as const) {
   })
 }
 
+test('what was prewarmed stays for as long as demand is remembered, also where no function could use it yet', async () => {
+  await using server = await startServer({ driver: 'process', pools: { size: 0, demand_ms: 3000 } })
+  const warmed = await server.thaw.pools.prewarm({ image: 'python', count: 2 })
+  expect(warmed).toMatchObject({ ready: 2, configured: null })
+  // Pools look at their sizes twice a second.
+  await new Promise((resolve) => setTimeout(resolve, 1200))
+  expect(await server.thaw.pools.list().all()).toMatchObject([{ ready: 2, target: 2 }])
+  expect(await eventually(async () => (await server.thaw.pools.list().all()).length === 0)).toBe(true)
+})
+
 const skip = await whyNoDriver('oci')
 
 test.skipIf(skip !== null)('limits of the version hold in a pooled sandbox as in a cold one', async () => {

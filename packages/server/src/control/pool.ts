@@ -35,6 +35,8 @@ export class Pool {
   readonly key: PoolKey
   /** Fixed by configuration; undefined: follows demand. */
   configured: number | undefined
+  /** Asked for ahead of a burst, and until which monotonic millisecond. */
+  prewarmed: { count: number; untilMs: number } | undefined
   /** Monotonic milliseconds of the takes that count as recent demand. */
   readonly demand: number[] = []
   readonly #parts: PoolParts

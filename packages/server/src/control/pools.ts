@@ -23,8 +23,8 @@ const lowMemoryShare = 0.08
 
 /**
  * The pools of this server. How many sandboxes of a kind are kept: what was configured; else, while some function
- * could use them, `size` and as many as were taken within the last `demandMs`, up to `maxSize`; none when the machine runs
- * short of memory.
+ * could use them, `size` and as many as were taken within the last `demandMs`, up to `maxSize`; what was prewarmed stays as
+ * long; none when the machine runs short of memory.
  */
 export class Pools {
   readonly #options: PoolsOptions
@@ -71,6 +71,7 @@ export class Pools {
   async configure(key: PoolKey, size: number | undefined): Promise<PoolItem> {
     const pool = this.#pool(key)
     pool.configured = size
+    pool.prewarmed = undefined
     await this.#resize(pool, this.#memoryIsLow())
     return describe(pool)
   }
@@ -94,9 +95,8 @@ export class Pools {
           signal.addEventListener('abort', () => resolve(), { once: true })
         })
       }
-      // Kept for as long as demand is remembered, then the pool shrinks to what it was.
-      const now = performance.now()
-      for (let i = 0; i < count; i++) pool.demand.push(now)
+      // Kept for as long as demand is remembered, also where no function could use them yet.
+      pool.prewarmed = { count, untilMs: performance.now() + this.#options.demandMs }
     } finally {
       pool.configured = before
     }
@@ -152,20 +152,22 @@ export class Pools {
     await Promise.all([...this.#pools.values()].map((pool) => this.#resize(pool, low)))
     for (const [name, pool] of this.#pools) {
       const idle = pool.configured === undefined && !this.#wanted.has(name) && pool.ready === 0 && pool.starting === 0
-      if (idle && pool.demand.length === 0) this.#pools.delete(name)
+      if (idle && pool.demand.length === 0 && pool.prewarmed === undefined) this.#pools.delete(name)
     }
   }
 
   #resize(pool: Pool, memoryIsLow: boolean): Promise<void> {
     const oldest = performance.now() - this.#options.demandMs
+    if (pool.prewarmed !== undefined && pool.prewarmed.untilMs <= performance.now()) pool.prewarmed = undefined
     while (pool.demand.length > 0 && (pool.demand[0] as number) < oldest) pool.demand.shift()
     return pool.resize(memoryIsLow ? 0 : this.#targetOf(pool))
   }
 
   #targetOf(pool: Pool): number {
-    if (pool.configured !== undefined) return pool.configured
-    if (!this.#wanted.has(poolName(pool.key)) || this.#options.size === 0) return 0
-    return Math.min(this.#options.maxSize, Math.max(this.#options.size, pool.demand.length))
+    const prewarmed = pool.prewarmed?.count ?? 0
+    if (pool.configured !== undefined) return Math.max(prewarmed, pool.configured)
+    if (!this.#wanted.has(poolName(pool.key)) || this.#options.size === 0) return prewarmed
+    return Math.max(prewarmed, Math.min(this.#options.maxSize, Math.max(this.#options.size, pool.demand.length)))
   }
 
   #memoryIsLow(): boolean {
