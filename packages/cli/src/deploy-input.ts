@@ -13,6 +13,7 @@ export interface DeployFlags {
   memory?: number
   timeout?: number
   env?: string[]
+  secret?: string[]
   image?: string
   driver?: string
   concurrency?: number
@@ -43,6 +44,7 @@ export async function deployInput(directory: string, flags: DeployFlags): Promis
       driver: flags.driver,
       network: flags.network,
       env: merged(file.env, environment(flags.env ?? [])),
+      secrets: secretsOf(file.secrets, flags.secret),
       resources: merged(file.resources, { memory_mib: flags.memory }),
       scaling: merged(file.scaling, {
         concurrency: flags.concurrency,
@@ -95,6 +97,19 @@ function environment(pairs: string[]): Record<string, string> {
     env[name] = value
   }
   return env
+}
+
+/** `NAME` or `NAME=VAR`, each in the place of what the file gives in the same variable. */
+function secretsOf(base: unknown, flags: string[] | undefined): unknown {
+  if (flags === undefined) return base
+  const added = flags.map((flag) => {
+    const [name = '', env = name] = flag.split(/=(.*)/s, 2)
+    if (!/^[A-Za-z_]\w*$/.test(env))
+      throw new UsageError(`--secret ${flag} names no variable.`, `Write --secret ${name || 'NAME'}=VARIABLE, in letters, digits and _.`)
+    return { name, env }
+  })
+  const kept = Array.isArray(base) ? base.filter((ref) => !added.some(({ env }) => env === ref?.env)) : []
+  return [...kept, ...added]
 }
 
 function nameOf(directory: string): string {

@@ -8,15 +8,17 @@ import * as inspect from './commands/inspect.ts'
 import * as invoke from './commands/invoke.ts'
 import * as logs from './commands/logs.ts'
 import * as ls from './commands/ls.ts'
+import * as pool from './commands/pool.ts'
 import * as rm from './commands/rm.ts'
 import * as rollback from './commands/rollback.ts'
+import * as secret from './commands/secret.ts'
 import * as up from './commands/up.ts'
 import * as version from './commands/version.ts'
 import * as versions from './commands/versions.ts'
 import type { Output } from './output.ts'
 import { ownVersion } from './own-version.ts'
 
-const commands = [up, deploy, invoke, logs, ls, inspect, rm, versions, rollback, doctor, config, image, completion, version]
+const commands = [up, deploy, invoke, logs, ls, inspect, rm, versions, rollback, doctor, config, image, pool, secret, completion, version]
 
 const exitCodesHelp = `
 Exit codes:

@@ -10,6 +10,7 @@ import { durationMs, memoryMib } from '../units.ts'
 const examples = `
 Examples:
   thaw deploy ./hello
+  thaw deploy ./shop --secret DATABASE_URL --secret stripe-key=STRIPE_KEY
   thaw deploy ./hello --name hello-eu --memory 256MiB --timeout 10s --env REGION=eu
   thaw deploy ./tool --runtime python --contract stdio --handler tool.py
 
@@ -28,6 +29,7 @@ export function register(program: Command, output: Output): void {
     .option('--memory <amount>', 'MiB, or with unit: 256MiB, 1GiB', memoryMib)
     .option('--timeout <duration>', 'longest invocation: 500ms, 30s, 5m', durationMs)
     .option('--env <name=value>', 'environment variable; can be repeated; without =value: the value here', collect)
+    .option('--secret <name=variable>', 'secret, given as a variable; can be repeated; without =variable: under its own name', collect)
     .option('--image <image>', 'host, python, node, go, or an OCI reference')
     .addOption(new Option('--driver <kind>', 'default: the strongest that the server can use').choices(driverKinds))
     .option('--concurrency <n>', 'invocations at a time in one instance', wholeNumber(1, 1000))

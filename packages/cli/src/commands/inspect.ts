@@ -33,6 +33,7 @@ function describe(item: FunctionItem, url: string): string {
     ['code', item.code_digest],
     ['driver', item.driver],
     ['env', item.env.join(' ')],
+    ['secrets', item.secrets.map(({ name, env }) => (name === env ? name : `${name} as ${env}`)).join(', ')],
     ['resources', `${resources.memory_mib} MiB memory, ${resources.cpus} CPU, ${resources.pids} processes, ${resources.tmp_mib} MiB /tmp`],
     ['timeout', `${item.timeout_ms} ms`],
     ['network', item.network],
