@@ -1,4 +1,4 @@
-import { Thaw } from '@thaw/sdk'
+import { functionNameSchema, Thaw } from '@thaw/sdk'
 import { type Command, InvalidArgumentError } from 'commander'
 import { Interrupted } from './errors.ts'
 import type { Output } from './output.ts'
@@ -27,10 +27,32 @@ export async function withServer(command: Command, output: Output, run: (context
   const signals = ['SIGINT', 'SIGTERM'] as const
   for (const signal of signals) process.once(signal, interrupt)
   try {
-    await run({ output, thaw: new Thaw({ url }), signal: abort.signal })
+    const thaw = new Thaw({ url })
+    output.about.url = thaw.url
+    await run({ output, thaw, signal: abort.signal })
   } finally {
     for (const signal of signals) process.off(signal, interrupt)
   }
+}
+
+/** ` --url …` when it was given to this command, for commands that are told to type next. */
+export function urlFlag(command: Command): string {
+  const { url } = command.optsWithGlobals<GlobalOptions>()
+  for (let at: Command | null = command; at !== null; at = at.parent) {
+    if (at.getOptionValueSource('url') === 'cli') return ` --url ${url}`
+  }
+  return ''
+}
+
+/** Parser of arguments and options that are names of functions. */
+export function functionName(text: string): string {
+  const parsed = functionNameSchema.safeParse(text)
+  if (parsed.success) return text
+  throw new InvalidArgumentError(`${capitalised(parsed.error.issues[0]?.message ?? 'this is no name of a function')}.`)
+}
+
+function capitalised(text: string): string {
+  return text.charAt(0).toUpperCase() + text.slice(1)
 }
 
 /** Parser of options that are whole numbers. */

@@ -2,7 +2,8 @@ import { readFile } from 'node:fs/promises'
 import { basename, join, resolve } from 'node:path'
 import type { FunctionInput } from '@thaw/sdk'
 import { UsageError } from './errors.ts'
-import { type Guess, guessFunction } from './guess.ts'
+import { type Guess, guessFromHandler, guessFunction } from './guess.ts'
+import { checkSettings } from './settings.ts'
 
 /** The flags of `thaw deploy`; each overrides what thaw.json says. */
 export interface DeployFlags {
@@ -25,20 +26,25 @@ export interface DeployFlags {
 export interface DeployInput {
   input: FunctionInput
   /** What was guessed and why, or null when everything was said. */
-  guess: Guess | null
+  guess: Guessed | null
 }
 
-/** Flags over thaw.json over what the folder looks like. The server validates the result. */
+/** The fields that were guessed; those that somebody said are not among them. */
+export type Guessed = Partial<Pick<Guess, 'runtime' | 'contract' | 'handler'>> & Pick<Guess, 'reasons'>
+
+/** Flags over thaw.json over what the folder looks like. What does not fit is refused here, and what remains by the server. */
 export async function deployInput(directory: string, flags: DeployFlags): Promise<DeployInput> {
-  const file = await readConfigFile(join(directory, 'thaw.json'))
+  const path = join(directory, 'thaw.json')
+  const file = await readConfigFile(path)
+  checkSettings(file, path, (key) => key)
+  const name = flags.name ?? file.name ?? nameOf(directory)
   const said = definedOf({ ...file, ...definedOf({ runtime: flags.runtime, handler: flags.handler, contract: flags.contract }) })
-  const guess =
-    said.runtime === undefined || (said.handler === undefined && said.command === undefined) ? await guessFor(directory, said) : null
-  const input = {
+  const guess = await guessFor(directory, said)
+  const settings = {
     ...(guess === null ? {} : definedOf({ runtime: guess.runtime, contract: guess.contract, handler: guess.handler })),
     ...said,
     ...definedOf({
-      name: flags.name ?? file.name ?? nameOf(directory),
+      name,
       timeout_ms: flags.timeout,
       image: flags.image,
       driver: flags.driver,
@@ -52,19 +58,48 @@ export async function deployInput(directory: string, flags: DeployFlags): Promis
         max_instances: flags.maxInstances,
       }),
     }),
-    code: { dir: directory },
   }
-  // The server has the schema, and its answer names each field that does not fit.
-  return { input: input as unknown as FunctionInput, guess }
+  checkSettings(settings, 'What was asked for does not fit', flagOf)
+  return { input: { ...settings, code: { dir: directory } } as unknown as FunctionInput, guess }
+}
+
+/** The flag behind a field, where it has one: what the user wrote. */
+function flagOf(key: string): string {
+  const [field = '', part] = key.split('.')
+  if (field === 'env' && part !== undefined) return `--env ${part}`
+  if (['name', 'runtime', 'handler', 'contract', 'image', 'driver', 'network'].includes(field)) return `--${field}`
+  const flags: Record<string, string> = { timeout_ms: '--timeout', 'resources.memory_mib': '--memory' }
+  return flags[key] ?? (field === 'scaling' && part !== undefined ? `--${part.replaceAll('_', '-')}` : key)
 }
 
 /** Guesses what was not said, within what was. With a runtime that was said, finding nothing is no failure: the server has defaults. */
-async function guessFor(directory: string, said: Record<string, unknown>): Promise<Guess | null> {
-  const guess =
-    typeof said.runtime === 'string' ? await guessFunction(directory, said.runtime).catch(() => null) : await guessFunction(directory)
-  if (guess === null || said.contract === undefined || said.contract === guess.contract) return guess
-  if (said.contract === 'stdio') return { ...guess, contract: 'stdio', handler: guess.main }
-  return { ...guess, contract: 'handler', handler: undefined }
+async function guessFor(directory: string, said: Record<string, unknown>): Promise<Guessed | null> {
+  const whole = await wholeGuess(directory, said)
+  if (whole === null) return null
+  const { reasons, ...fields } = whole
+  const guessed = definedOf(Object.fromEntries(Object.entries(fields).filter(([key]) => said[key] === undefined)))
+  return Object.keys(guessed).length === 0 ? null : { ...guessed, reasons }
+}
+
+async function wholeGuess(directory: string, said: Record<string, unknown>): Promise<Guessed | null> {
+  const { runtime, contract, handler, command } = said
+  if (runtime !== undefined && command !== undefined) return null
+  if (runtime !== undefined && contract !== undefined && handler !== undefined) return null
+  if (typeof handler === 'string' && command === undefined && contract !== 'custom') {
+    return guessFromHandler(directory, handler, { runtime: textOf(runtime), contract: textOf(contract) })
+  }
+  const guess = typeof runtime === 'string' ? await guessFunction(directory, runtime).catch(() => null) : await guessFunction(directory)
+  if (guess === null) return null
+  const { main, ...rest } = guess
+  // The program that runs was said.
+  if (command !== undefined) return { runtime: guess.runtime, contract: 'stdio', reasons: guess.reasons }
+  if (contract === undefined || contract === guess.contract) return rest
+  if (contract === 'stdio' || contract === 'http') return { ...rest, contract: guess.contract, handler: main }
+  return { ...rest, handler: undefined }
+}
+
+function textOf(value: unknown): string | undefined {
+  return typeof value === 'string' ? value : undefined
 }
 
 async function readConfigFile(path: string): Promise<Record<string, unknown>> {

@@ -1,5 +1,5 @@
 import { setTimeout as pause } from 'node:timers/promises'
-import { type FunctionInput, isErrorCode, type Thaw, ThawError, type VersionItem } from '@thaw/sdk'
+import { type FunctionInput, type FunctionItem, type Thaw, ThawError, type VersionItem } from '@thaw/sdk'
 
 export interface DeploymentOptions {
   /** Called with the number of the new version, before it is built. */
@@ -10,44 +10,110 @@ export interface DeploymentOptions {
 }
 
 const logTailLines = 20
-const firstPauseMs = 20
-const longestPauseMs = 1000
+const firstPauseMs = 10
+const longestPauseMs = 100
+/** How long the end of a log may take to arrive after the deploy has ended. */
+const graceMs = 2000
 
-/** Deploys, passes the build log on and resolves with the version when it is ready. Throws what made the build fail. */
-export async function deployAndFollow(thaw: Thaw, input: FunctionInput, options: DeploymentOptions = {}): Promise<VersionItem> {
+/**
+ * Deploys, passes the build log on while the build runs, and resolves with the function when its version is ready. A
+ * build that fails leaves nothing behind: the server removes its version, and a function that had no other.
+ */
+export async function deployAndFollow(thaw: Thaw, input: FunctionInput, options: DeploymentOptions = {}): Promise<FunctionItem> {
   const { signal } = options
-  const number = await startBuild(thaw, input, signal)
-  options.onVersion?.(number)
   const log = new LogTail(options.onLog)
-  const version = await builtVersion(thaw, input.name, number, log, signal)
-  if (version.state === 'ready') return version
-  const { code, message } = version.error ?? { code: 'internal', message: 'The build failed without saying why.' }
-  throw new ThawError(isErrorCode(code) ? code : 'internal', message, {
-    details: options.onLog === undefined ? { version: number, log: log.text } : { version: number },
+  const newest = await newestVersion(thaw, input.name, signal)
+  const ended = new AbortController()
+  const late = new AbortController()
+  let timer: NodeJS.Timeout | undefined
+  const deploy = thaw.functions.deploy(input, { signal }).finally(() => {
+    ended.abort()
+    timer = setTimeout(() => late.abort(), graceMs)
   })
-}
-
-/** Number of the version that this deploy made. */
-async function startBuild(thaw: Thaw, input: FunctionInput, signal: AbortSignal | undefined): Promise<number> {
-  const item = await thaw.functions.deploy(input, { wait: false, signal })
-  if (item.state === 'building') return item.version
-  // An item speaks of the active version, which goes on serving while the new one is built.
-  const { items } = await thaw.functions.versions(input.name, { limit: 1, signal }).page()
-  return items[0]?.version ?? item.version
-}
-
-/** Follows the log until the version is built. A log may end too early: before its build begins, or when a server restarts. */
-async function builtVersion(thaw: Thaw, name: string, number: number, log: LogTail, signal: AbortSignal | undefined): Promise<VersionItem> {
-  for (let waitMs = firstPauseMs; ; waitMs = Math.min(waitMs * 2, longestPauseMs)) {
-    log.restart()
-    for await (const text of thaw.functions.buildLog(name, number, { follow: true, signal })) log.add(text)
-    const version = await thaw.functions.version(name, number, { signal })
-    if (version.state !== 'building') {
-      log.end()
-      return version
-    }
-    await pause(waitMs, undefined, signal === undefined ? {} : { signal })
+  const signals = signal === undefined ? [late.signal] : [late.signal, signal]
+  const builds = new Builds(thaw, input.name, newest?.version ?? 0, log, { ...options, signal: AbortSignal.any(signals) })
+  // What the log would have said is lost with it; whether the deploy worked is not.
+  const following = builds.follow(ended.signal).catch(() => undefined)
+  try {
+    const item = await deploy
+    await following
+    await builds.read(item.version).catch(() => undefined)
+    return item
+  } catch (error) {
+    await following
+    throw error instanceof ThawError ? withLog(error, log.text, options.onLog !== undefined) : error
+  } finally {
+    clearTimeout(timer)
+    log.end()
   }
+}
+
+/** The builds of a function since a version, and their logs. */
+class Builds {
+  readonly #thaw: Thaw
+  readonly #name: string
+  readonly #log: LogTail
+  readonly #options: DeploymentOptions
+  #last: number
+
+  constructor(thaw: Thaw, name: string, last: number, log: LogTail, options: DeploymentOptions) {
+    this.#thaw = thaw
+    this.#name = name
+    this.#last = last
+    this.#log = log
+    this.#options = options
+  }
+
+  /** Looks for the next version and follows its log, until `ended`. The number is known only when the version is there. */
+  async follow(ended: AbortSignal): Promise<void> {
+    for (let waitMs = firstPauseMs; !ended.aborted; waitMs = Math.min(waitMs * 2, longestPauseMs)) {
+      await pause(waitMs, undefined, { signal: ended }).catch(() => undefined)
+      const version = await newestVersion(this.#thaw, this.#name, this.#options.signal)
+      if (version === null || version.version <= this.#last) continue
+      this.#begin(version.version)
+      while (!(await this.#readWhole(version.version, true)) && !ended.aborted) await pause(firstPauseMs)
+    }
+  }
+
+  /** Passes on the log of a version that was built before anybody saw it. */
+  async read(version: number): Promise<void> {
+    if (version <= this.#last) return
+    this.#begin(version)
+    await this.#readWhole(version, false)
+  }
+
+  #begin(version: number): void {
+    this.#last = version
+    this.#log.begin()
+    this.#options.onVersion?.(version)
+  }
+
+  /** Answers false when the log ended before its build: the version waits for its turn. */
+  async #readWhole(number: number, follow: boolean): Promise<boolean> {
+    const { signal } = this.#options
+    this.#log.restart()
+    for await (const text of this.#thaw.functions.buildLog(this.#name, number, { follow, signal })) this.#log.add(text)
+    return (await this.#thaw.functions.version(this.#name, number, { signal })).state !== 'building'
+  }
+}
+
+async function newestVersion(thaw: Thaw, name: string, signal: AbortSignal | undefined): Promise<VersionItem | null> {
+  try {
+    const { items } = await thaw.functions.versions(name, { limit: 1, signal }).page()
+    return items[0] ?? null
+  } catch (error) {
+    if (error instanceof ThawError && error.code === 'function_not_found') return null
+    throw error
+  }
+}
+
+/** An error carries the end of the log unless that was shown already. */
+function withLog(error: ThawError, log: string, shown: boolean): ThawError {
+  if (log === '') return error
+  const { log: _log, ...rest } = (error.details ?? {}) as Record<string, unknown>
+  const result = new ThawError(error.code, error.message, { fix: error.fix, details: shown ? rest : { ...rest, log }, cause: error })
+  result.requestId = error.requestId
+  return result
 }
 
 /** Passes each line of a log on once, however often the log is read from its start, and keeps the last ones. */
@@ -65,6 +131,12 @@ class LogTail {
 
   get text(): string {
     return this.#tail.join('\n')
+  }
+
+  /** Another log comes. */
+  begin(): void {
+    this.end()
+    this.#taken = 0
   }
 
   restart(): void {

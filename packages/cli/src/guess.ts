@@ -1,4 +1,4 @@
-import { readdir, readFile, stat } from 'node:fs/promises'
+import { access, constants, readdir, readFile, stat } from 'node:fs/promises'
 import { join } from 'node:path'
 import { UsageError } from './errors.ts'
 
@@ -45,8 +45,54 @@ export async function guessFunction(path: string, runtime?: string): Promise<Gue
     const names = candidates.map((guess) => `${guess.runtime} (${guess.reasons[0]})`).join(' and ')
     throw new UsageError(`${path} could be ${names}.`, 'Say which with --runtime.')
   }
+  if (only.runtime === 'custom' && !(await isExecutable(join(path, 'bootstrap')))) {
+    throw new UsageError(`${join(path, 'bootstrap')} is not executable.`, `Type \`chmod +x ${join(path, 'bootstrap')}\`, and deploy again.`)
+  }
   return only
 }
+
+const handlerExtensions = { python: ['.py'], node: ['.mjs', '.js', '.cjs', '.ts', '.mts', '.cts'] } as const
+
+/**
+ * What a handler means that was said: a file of this name is a program, or the main file of a web server; else
+ * `file.function` is a function in such a file. Throws a usage error when there is neither.
+ */
+export async function guessFromHandler(
+  path: string,
+  handler: string,
+  said: { runtime?: string | undefined; contract?: string | undefined },
+): Promise<Pick<Guess, 'reasons'> & Partial<Pick<Guess, 'runtime' | 'contract'>>> {
+  await readFolder(path)
+  if (await exists(join(path, handler))) {
+    const runtime = languages.find((language) => handlerExtensions[language].some((extension) => handler.endsWith(extension)))
+    const reasons = [`${handler} is a file`]
+    return { runtime: runtime ?? (await guessFunction(path, said.runtime)).runtime, contract: 'stdio', reasons }
+  }
+  // Go finds its handler in the code, and an executable may be made by the build: nothing can be told from here.
+  if (said.runtime === 'go' || said.runtime === 'custom') return { reasons: [] }
+  const dot = handler.lastIndexOf('.')
+  const stem = handler.slice(0, Math.max(dot, 0))
+  const tried = languages
+    .filter((language) => said.runtime === undefined || said.runtime === language)
+    .flatMap((runtime) => handlerExtensions[runtime].map((extension) => ({ runtime, file: `${stem}${extension}` })))
+  const found: typeof tried = []
+  const mayBeFunction = stem !== '' && (said.contract === undefined || said.contract === 'handler')
+  for (const candidate of mayBeFunction ? tried : []) if (await exists(join(path, candidate.file))) found.push(candidate)
+  const [first] = found
+  if (first === undefined) {
+    const files = !mayBeFunction ? '' : `, nor ${tried.map(({ file }) => file).join(', ')}`
+    throw new UsageError(
+      `The handler ${handler} is not in ${path}: there is no file ${handler}${files}.`,
+      'Name a function as file.function, such as main.handler, or a program by its file, such as main.py.',
+    )
+  }
+  if (new Set(found.map(({ runtime }) => runtime)).size > 1) {
+    throw new UsageError(`The handler ${handler} could be in ${found.map(({ file }) => file).join(' and ')}.`, 'Say which with --runtime.')
+  }
+  return { runtime: first.runtime, contract: 'handler', reasons: [`${handler} means ${handler.slice(dot + 1)} of ${first.file}`] }
+}
+
+const languages = ['python', 'node'] as const
 
 async function readFolder(path: string): Promise<Folder> {
   const isFolder = await stat(path).then(
@@ -156,6 +202,13 @@ async function readManifest(path: string): Promise<{ main?: string; dependencies
   } catch (error) {
     throw new UsageError(`${path} cannot be read: ${error instanceof Error ? error.message : String(error)}`, 'Repair the file.')
   }
+}
+
+async function isExecutable(path: string): Promise<boolean> {
+  return access(path, constants.X_OK).then(
+    () => true,
+    () => false,
+  )
 }
 
 async function exists(path: string): Promise<boolean> {

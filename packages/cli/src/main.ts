@@ -10,7 +10,7 @@ export async function main(args: string[]): Promise<void> {
   const output = new Output({ json })
   endQuietlyWhenNobodyReads()
   try {
-    await createProgram(output).parseAsync(args, { from: 'user' })
+    await createProgram(output, args).parseAsync(args, { from: 'user' })
   } catch (error) {
     if (error instanceof CommanderError) {
       process.exitCode = error.exitCode === 0 ? exitCodes.ok : exitCodes.usage

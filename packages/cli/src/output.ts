@@ -9,6 +9,8 @@ import { Progress } from './progress.ts'
 export class Output {
   readonly json: boolean
   readonly progress: Progress
+  /** What the command is about, as far as it is known, so that errors can name it. */
+  readonly about: { command?: string; function?: string; url?: string } = {}
 
   constructor(options: { json: boolean }) {
     this.json = options.json
@@ -46,6 +48,20 @@ export class Output {
   dim(text: string): string {
     return styleText('dim', text, { stream: process.stderr })
   }
+}
+
+/** Text of code that nobody trusts, made harmless: it must not move the cursor or change the title of a terminal. */
+export function printable(text: string): string {
+  return Array.from(text.replace(/\r?\n$/, ''), (character) => (isControl(character) ? escaped(character) : character)).join('')
+}
+
+function isControl(character: string): boolean {
+  const code = character.codePointAt(0) ?? 0
+  return (code < 0x20 && character !== '\t' && character !== '\n') || (code >= 0x7f && code < 0xa0)
+}
+
+function escaped(character: string): string {
+  return `\\x${(character.codePointAt(0) ?? 0).toString(16).padStart(2, '0')}`
 }
 
 /** Columns, each as wide as its widest cell. */

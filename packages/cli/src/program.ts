@@ -15,7 +15,10 @@ import * as secret from './commands/secret.ts'
 import * as up from './commands/up.ts'
 import * as version from './commands/version.ts'
 import * as versions from './commands/versions.ts'
+import { namedFix, UsageError } from './errors.ts'
+import { isNear } from './nearest.ts'
 import type { Output } from './output.ts'
+import { asTyped, ownName } from './own-name.ts'
 import { ownVersion } from './own-version.ts'
 
 const commands = [up, deploy, invoke, logs, ls, inspect, rm, versions, rollback, doctor, config, image, pool, secret, completion, version]
@@ -26,10 +29,12 @@ Exit codes:
   1  what was asked for failed
   2  the command was not understood
   3  no server answers at the address
-  4  the function (user code) failed`
+  4  the function (user code) failed
+  130  interrupted by Ctrl-C; what goes on until Ctrl-C, such as "up" and "logs -f", ends with 0`
 
-export function createProgram(output: Output): Command {
-  const program = new Command('thaw')
+/** All commands. `args` are those of the command line: errors of usage name the command that they belong to. */
+export function createProgram(output: Output, args: readonly string[]): Command {
+  const program = new Command(ownName)
     .description('Functions that start in milliseconds, on your own machines.')
     .addOption(new Option('--json', 'print JSON on standard output, and errors as JSON on standard error'))
     .addOption(new Option('--url <url>', 'address of the server; default: http://127.0.0.1:8080').env('THAW_URL'))
@@ -37,13 +42,43 @@ export function createProgram(output: Output): Command {
     .exitOverride()
     .showSuggestionAfterError()
     .configureHelp({ showGlobalOptions: true })
-    .configureOutput({ outputError: (text, write) => write(output.json ? '' : usageText(text)) })
+    .configureOutput({
+      writeOut: (text) => process.stdout.write(asTyped(text)),
+      outputError: (text, write) => write(output.json ? '' : usageText(text, output)),
+    })
+    .hook('preAction', (_program, command) => {
+      const [first] = command.registeredArguments
+      if (first?.name() === 'name') output.about.function = String(command.processedArgs[0])
+    })
     .addHelpText('after', exitCodesHelp)
   for (const command of commands) command.register(program, output)
+  output.about.command = commandPath(program, args)
   return program
 }
 
+function commandPath(program: Command, args: readonly string[]): string {
+  const path: string[] = []
+  let at: Command = program
+  for (const word of args.filter((arg) => !arg.startsWith('-'))) {
+    const next = at.commands.find((candidate) => candidate.name() === word)
+    if (next !== undefined) {
+      path.push(word)
+      at = next
+    } else if (path.length > 0) {
+      break
+    }
+  }
+  return path.join(' ')
+}
+
 /** commander's own errors, in the form of ours. */
-function usageText(text: string): string {
-  return `${text.trimEnd()}\nfix: See \`thaw help\`, or \`thaw COMMAND --help\`.\n`
+function usageText(text: string, output: Output): string {
+  return `${withoutWildGuess(text.trimEnd())}\nfix: ${namedFix(new UsageError('').fix, output)}\n`
+}
+
+/** commander suggests what shares two letters of four; that confuses more than it helps. */
+function withoutWildGuess(text: string): string {
+  const match = /^error: unknown (?:option|command) '-*([^'=]*)[^']*'\n\(Did you mean -*([^?,]+)\?\)$/.exec(text)
+  const [, word, meant] = match ?? []
+  return word === undefined || meant === undefined || isNear(word, meant) ? text : (text.split('\n', 1)[0] ?? text)
 }

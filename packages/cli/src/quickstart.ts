@@ -1,7 +1,7 @@
 import { isDeepStrictEqual } from 'node:util'
 import { type Thaw, ThawError } from '@thaw/sdk'
 import { deployAndFollow } from './deployment.ts'
-import { bodyOf } from './errors.ts'
+import { bodyOf, namedFix } from './errors.ts'
 import { milliseconds, type Output, table } from './output.ts'
 import { type Call, call, inputOf, type QuickstartFunction, quickstartFunctions } from './quickstart-functions.ts'
 
@@ -91,5 +91,5 @@ function explanation({ definition, calls, error }: Row): string {
     const wrong = calls.map(({ answer }) => answer).find((answer) => !isDeepStrictEqual(answer, definition.expected))
     return `${definition.name} answered ${JSON.stringify(wrong)}\n  expected: ${JSON.stringify(definition.expected)}`
   }
-  return `${definition.name}: ${error.message}\n  fix: ${error.fix}`
+  return `${definition.name}: ${error.message}\n  fix: ${namedFix(error.fix, { about: { function: definition.name } })}`
 }

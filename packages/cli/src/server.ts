@@ -14,16 +14,25 @@ export interface StartedServer {
 /** Starts the platform in this process. A port that is taken is an error that says what to do. */
 export async function startServer(flags: Record<string, unknown>, output: Output): Promise<StartedServer> {
   const { loadConfig, runServer } = await import('@thaw/server')
-  const { config } = loadConfig({ flags })
+  const { config, entries } = loadConfig({ flags })
+  const origin = entries.find(({ key }) => key === 'log_level')?.origin
+  const all = { ...flags, ...quietLog(origin, process.stderr.isTTY === true) }
+  // Where it listens is said once, when it can be used.
+  const onProgress = (line: string) => line.startsWith('listening on ') || output.note(line)
   try {
-    return await output.progress.during('starting', () => runServer({ flags, onProgress: (line) => output.note(line) }))
+    return await output.progress.during('starting', () => runServer({ flags: all, onProgress }))
   } catch (error) {
     if (!isPortTaken(error)) throw error
     throw new ThawError('config_invalid', `Port ${config.port} of ${config.host} is taken.`, {
-      fix: 'Stop what listens there, or take another with `thaw up --port N` (0: any free one).',
+      fix: 'Stop what listens there, or take another with `--port N` (0: any free one).',
       cause: error,
     })
   }
+}
+
+/** On a terminal the log would drown what `up` says to people; warnings are shown. A level that somebody chose is kept. */
+export function quietLog(origin: string | undefined, terminal: boolean): { log_level?: 'warn' } {
+  return terminal && origin === 'default' ? { log_level: 'warn' } : {}
 }
 
 /**

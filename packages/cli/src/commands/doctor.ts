@@ -3,6 +3,7 @@ import type { Command } from 'commander'
 import type { GlobalOptions } from '../context.ts'
 import { exitCodes } from '../errors.ts'
 import { type Output, table } from '../output.ts'
+import { asTyped } from '../own-name.ts'
 
 export function register(program: Command, output: Output): void {
   program
@@ -54,7 +55,7 @@ function report(drivers: DriverItem[]): string {
 
 function remarks({ kind, probe }: DriverItem): string {
   return [
-    ...probe.missing.map(({ what, fix }) => `${kind}: missing: ${what}\n  fix: ${fix}`),
+    ...probe.missing.map(({ what, fix }) => `${kind}: missing: ${what}\n  fix: ${asTyped(fix)}`),
     ...probe.warnings.map((warning) => `${kind}: warning: ${warning}`),
   ].join('\n')
 }

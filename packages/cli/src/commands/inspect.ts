@@ -1,12 +1,12 @@
 import type { FunctionItem } from '@thaw/sdk'
 import type { Command } from 'commander'
-import { withServer } from '../context.ts'
+import { functionName, withServer } from '../context.ts'
 import { fields, type Output } from '../output.ts'
 
 export function register(program: Command, output: Output): void {
   program
     .command('inspect')
-    .argument('<name>', 'function')
+    .argument('<name>', 'function', functionName)
     .description('Show everything about a function.')
     .addHelpText('after', '\nExamples:\n  thaw inspect hello\n  thaw inspect hello --json | jq .resources')
     .action((name: string, _options: object, command: Command) =>

@@ -3,7 +3,7 @@ import { extname } from 'node:path'
 import { buffer } from 'node:stream/consumers'
 import type { InvokeResult } from '@thaw/sdk'
 import type { Command } from 'commander'
-import { type Context, wholeNumber, withServer } from '../context.ts'
+import { type Context, functionName, wholeNumber, withServer } from '../context.ts'
 import { UsageError } from '../errors.ts'
 import { milliseconds, type Output } from '../output.ts'
 
@@ -16,7 +16,7 @@ interface Options {
 export function register(program: Command, output: Output): void {
   program
     .command('invoke')
-    .argument('<name>', 'function')
+    .argument('<name>', 'function', functionName)
     .argument('[payload]', 'text or JSON, @FILE, or - for standard input')
     .description('Invoke a function and print its answer.')
     .option('--stream', 'print the answer as it arrives')

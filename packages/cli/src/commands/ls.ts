@@ -2,6 +2,7 @@ import type { FunctionItem } from '@thaw/sdk'
 import type { Command } from 'commander'
 import { withServer } from '../context.ts'
 import { type Output, table } from '../output.ts'
+import { asTyped } from '../own-name.ts'
 
 export function register(program: Command, output: Output): void {
   program
@@ -13,7 +14,7 @@ export function register(program: Command, output: Output): void {
       withServer(command, output, async ({ thaw, signal }) => {
         const items = await output.progress.during('listing functions', () => thaw.functions.list({ signal }).all())
         output.result(items, () => (options.quiet === true ? items.map((item) => item.name).join('\n') : functionTable(items)))
-        if (items.length === 0 && options.quiet !== true) output.note('no functions yet; deploy one with `thaw deploy DIR`')
+        if (items.length === 0 && options.quiet !== true) output.note(asTyped('no functions yet; deploy one with `thaw deploy DIR`'))
       }),
     )
 }

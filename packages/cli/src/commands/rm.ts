@@ -1,11 +1,11 @@
 import type { Command } from 'commander'
-import { withServer } from '../context.ts'
+import { functionName, withServer } from '../context.ts'
 import type { Output } from '../output.ts'
 
 export function register(program: Command, output: Output): void {
   program
     .command('rm')
-    .argument('<names...>', 'functions')
+    .argument('<names...>', 'functions', (name: string, before: string[] | undefined) => [...(before ?? []), functionName(name)])
     .description('Remove functions, with all their versions and logs.')
     .addHelpText('after', '\nExamples:\n  thaw rm hello\n  thaw rm hello-1 hello-2')
     .action((names: string[], _options: object, command: Command) =>

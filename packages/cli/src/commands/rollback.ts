@@ -1,11 +1,11 @@
 import type { Command } from 'commander'
-import { wholeNumber, withServer } from '../context.ts'
+import { functionName, wholeNumber, withServer } from '../context.ts'
 import type { Output } from '../output.ts'
 
 export function register(program: Command, output: Output): void {
   program
     .command('rollback')
-    .argument('<name>', 'function')
+    .argument('<name>', 'function', functionName)
     .argument('[version]', 'default: the ready version before the active one', wholeNumber(1))
     .description('Make an earlier version the active one.')
     .addHelpText('after', '\nExamples:\n  thaw rollback hello\n  thaw rollback hello 3')

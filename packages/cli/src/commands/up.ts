@@ -2,6 +2,7 @@ import { Thaw } from '@thaw/sdk'
 import type { Command } from 'commander'
 import { exitCodes, Interrupted, UsageError } from '../errors.ts'
 import type { Output } from '../output.ts'
+import { ownName } from '../own-name.ts'
 import { runQuickstart } from '../quickstart.ts'
 import { startForQuickstart, startServer } from '../server.ts'
 import { addServerOptions, type ServerFlags, serverFlags } from '../server-options.ts'
@@ -62,7 +63,7 @@ function invitation(url: string): string {
   return `serving on ${url} until Ctrl-C, try:
   curl -d '{"text": "to be or not to be"}' ${url}/v1/functions/quickstart-python/invoke
   curl -N -H 'Thaw-Mode: stream' -d '{"from": 27}' ${url}/v1/functions/quickstart-stream/invoke
-  thaw ls --url ${url}
+  ${ownName} ls --url ${url}
 API: ${url}/docs`
 }
 

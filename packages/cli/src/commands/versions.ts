@@ -1,11 +1,11 @@
 import type { Command } from 'commander'
-import { withServer } from '../context.ts'
+import { functionName, withServer } from '../context.ts'
 import { type Output, table } from '../output.ts'
 
 export function register(program: Command, output: Output): void {
   program
     .command('versions')
-    .argument('<name>', 'function')
+    .argument('<name>', 'function', functionName)
     .description('List the versions of a function, newest first.')
     .addHelpText('after', '\nExamples:\n  thaw versions hello')
     .action((name: string, _options: object, command: Command) =>

@@ -105,7 +105,7 @@ export class Builder {
     try {
       const prepared = await driver.prepare(image.source)
       await driver.create(
-        this.#spec(id, plan, codeDir, temporary, prepared, version, (bytes) => lines.push(bytes)),
+        this.#spec(id, plan, codeDir, temporary, prepared, image.config?.env ?? {}, version, (bytes) => lines.push(bytes)),
         signal,
       )
       const exit = await withTimeout(driver.wait(id), this.#options.timeoutMs, signal)
@@ -133,6 +133,7 @@ export class Builder {
     codeDir: string,
     out: string,
     image: CreateSpec['image'],
+    imageEnv: Record<string, string>,
     version: Version,
     onOutput: (bytes: Buffer) => void,
   ): CreateSpec {
@@ -153,6 +154,7 @@ export class Builder {
         PATH: '/usr/local/sbin:/usr/local/go/bin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin',
         LANG: 'C.UTF-8',
         HOME: '/tmp',
+        ...imageEnv,
         CODE: insidePaths.codeDir,
         OUT: outDir,
         THAW_GO: '/thaw/go',

@@ -28,7 +28,7 @@ export interface BuildContext {
 }
 
 /** Raised with every change here that changes what is in an image: caches then build anew. */
-const revision = 2
+const revision = 3
 const npmVersion = '11.19.1'
 const goVersion = '1.26.8'
 
@@ -43,6 +43,25 @@ const packages: Record<RecipeName, string[]> = {
 
 const goRoot = '/usr/local/go'
 const goPath = `${goRoot}/bin`
+const goCache = '/usr/local/go-cache'
+const compiledPackages = [
+  'net/http',
+  'encoding/json',
+  'database/sql',
+  'html/template',
+  'text/template',
+  'log/slog',
+  'os/exec',
+  'crypto/sha256',
+  'encoding/csv',
+  'encoding/xml',
+  'compress/gzip',
+  'archive/zip',
+  'image/png',
+  'math/rand/v2',
+  'regexp',
+  'testing',
+]
 const downloadTimeoutMs = 10 * 60_000
 const limits = { maxBytes: 8 * 1024 ** 3, maxEntries: 1_000_000 }
 
@@ -72,7 +91,7 @@ export async function buildRuntimeImage(name: RecipeName, context: BuildContext)
     size_bytes: await sizeOf(rootfs, context.signal),
     created_at: new Date().toISOString(),
     config: {
-      env: { PATH: path, LANG: 'C.UTF-8', ...(name === 'go' ? { GOROOT: goRoot } : {}) },
+      env: { PATH: path, LANG: 'C.UTF-8', ...(name === 'go' ? { GOROOT: goRoot, GOCACHE: goCache } : {}) },
       entrypoint: null,
       cmd: null,
       workdir: null,
@@ -170,8 +189,32 @@ async function addGo(rootfs: string, context: BuildContext): Promise<string[]> {
   }
   await runCommand('find', [join(target, 'src'), '-name', 'testdata', '-prune', '-exec', 'rm', '-rf', '{}', '+'], { timeoutMs: 60_000 })
   await rm(join(target, 'doc'), { recursive: true, force: true })
-  await giveToRoot([target], context)
+  await compileStandardLibrary(rootfs, context)
+  await giveToRoot([target, join(rootfs, goCache)], context)
   return [found.Sum]
+}
+
+/**
+ * Every build begins with a cache in which the packages that nearly every program uses are compiled already, with the flags
+ * of our builds: a build has seconds to do instead of many. What it adds goes with its sandbox.
+ */
+async function compileStandardLibrary(rootfs: string, context: BuildContext): Promise<void> {
+  context.onProgress('compiling the standard library of Go')
+  const root = join(rootfs, goRoot)
+  const env = [
+    `GOROOT=${root}`,
+    `GOCACHE=${join(rootfs, goCache)}`,
+    'CGO_ENABLED=0',
+    'GOTOOLCHAIN=local',
+    'GOFLAGS=',
+    'HOME=/nonexistent',
+    'PATH=/usr/local/bin:/usr/bin:/bin',
+  ]
+  await runCommand('env', ['-i', ...env, join(root, 'bin/go'), 'build', '-trimpath', '-buildvcs=false', ...compiledPackages], {
+    timeoutMs: 600_000,
+    cwd: context.temporary,
+    signal: context.signal,
+  })
 }
 
 /** Runs an ordinary client of a package registry; what it lacks or cannot reach is `image_unavailable`. */
