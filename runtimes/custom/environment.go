@@ -4,6 +4,8 @@ package main
 
 import (
 	"bytes"
+	"os"
+	"path/filepath"
 	"sort"
 	"strconv"
 	"strings"
@@ -26,6 +28,32 @@ func environmentOf(pairs []string, more map[string]string) environment {
 	for name, value := range more {
 		env[name] = value
 	}
+	return env
+}
+
+// forResident returns the environment of a program that runs for long: what it prints is not to wait in a buffer of Python's.
+func (env environment) forResident() environment {
+	if _, set := env["PYTHONUNBUFFERED"]; !set {
+		env["PYTHONUNBUFFERED"] = "1"
+	}
+	return env
+}
+
+// withDependencies lets a program find what the deploy installed beside its code.
+func (env environment) withDependencies(codeDir string) environment {
+	prepend := func(name, path string) {
+		if info, err := os.Stat(path); err != nil || !info.IsDir() {
+			return
+		}
+		if rest := env[name]; rest != "" {
+			path += string(os.PathListSeparator) + rest
+		}
+		env[name] = path
+	}
+	python := filepath.Join(codeDir, ".thaw", "python")
+	prepend("PYTHONPATH", python)
+	prepend("PATH", filepath.Join(python, "bin"))
+	prepend("PATH", filepath.Join(codeDir, "node_modules", ".bin"))
 	return env
 }
 

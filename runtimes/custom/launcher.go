@@ -20,7 +20,7 @@ type launcher struct {
 }
 
 func newLauncher(session *protocol.Session, load protocol.Load, children *children) (contract, *protocol.Failure) {
-	env := environmentOf(os.Environ(), load.Env)
+	env := environmentOf(os.Environ(), load.Env).withDependencies(load.CodeDir)
 	program, failure := loadProgram(load, env)
 	if failure != nil {
 		return nil, failure

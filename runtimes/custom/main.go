@@ -51,6 +51,8 @@ func newContract(session *protocol.Session, load protocol.Load, children *childr
 		return newLauncher(session, load, children)
 	case "http":
 		return newServer(session, load, children)
+	case "custom":
+		return newLambda(session, load, children)
 	}
 	return nil, &protocol.Failure{
 		Type:    "ContractError",

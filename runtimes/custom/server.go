@@ -27,7 +27,7 @@ type server struct {
 }
 
 func newServer(session *protocol.Session, load protocol.Load, children *children) (contract, *protocol.Failure) {
-	env := environmentOf(os.Environ(), load.Env)
+	env := environmentOf(os.Environ(), load.Env).withDependencies(load.CodeDir).forResident()
 	program, failure := loadProgram(load, env)
 	if failure != nil {
 		return nil, failure

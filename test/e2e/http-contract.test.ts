@@ -51,8 +51,8 @@ for (const driver of ['process', 'oci'] as const) {
     const state = async (name: string) => (await (await call(name, '/state')).json()) as State
     const record = (answer: { headers: Headers }) => server.thaw.invocations.get(answer.headers.get('thaw-invocation-id') ?? '')
     const instances = async (name: string) => (await server.thaw.functions.get(name)).instances
-    const newest = async (name: string) => {
-      const answer = await fetch(`${server.url}/v1/invocations?function=${name}&limit=1`)
+    const newest = async (name: string, status = 'failed') => {
+      const answer = await fetch(`${server.url}/v1/invocations?function=${name}&status=${status}`)
       return ((await answer.json()) as { items: { id: string; status: string; error: { code: string } | null }[] }).items[0]
     }
     /** A request by node:http, which hands out the answer while it arrives. */
@@ -207,7 +207,7 @@ for (const driver of ['process', 'oci'] as const) {
       const gone = new AbortController()
       const answer = call(name, '/hang', { signal: gone.signal }).catch(() => 'aborted')
       expect(await eventually(async () => (await state(name)).hanging === 1)).toBe(true)
-      const { id } = (await (await fetch(`${server.url}/v1/invocations?function=${name}&status=running`)).json()).items[0]
+      const id = (await newest(name, 'running'))?.id ?? ''
       gone.abort()
       expect(await answer).toBe('aborted')
       expect(await eventually(async () => (await state(name)).aborted === 1)).toBe(true)

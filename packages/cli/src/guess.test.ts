@@ -16,7 +16,7 @@ async function folderOf(files: Record<string, string>): Promise<string> {
   made.push(root)
   for (const [name, content] of Object.entries(files)) {
     await mkdir(dirname(join(root, name)), { recursive: true })
-    await writeFile(join(root, name), content)
+    await writeFile(join(root, name), content, { mode: content.startsWith('#!') ? 0o755 : 0o644 })
   }
   return root
 }
@@ -113,4 +113,65 @@ test('--env without a value takes that of this process, and fails when there is 
   const { input } = await deployInput(root, { name: 'x', env: ['PATH'] })
   expect(input.env).toEqual({ PATH: process.env.PATH })
   await expect(deployInput(root, { name: 'x', env: ['NO_SUCH_VARIABLE_HERE'] })).rejects.toThrow('has no value')
+})
+
+test('a bootstrap that is not executable is an error that says how to make it so', async () => {
+  await expect(guessFunction(await folderOf({ bootstrap: 'echo' }))).rejects.toMatchObject({
+    message: expect.stringContaining('not executable'),
+    fix: expect.stringContaining('chmod +x'),
+  })
+})
+
+test.each([
+  ['a function of a Python file', { 'main.py': 'def slow(event): ...' }, 'main.slow', 'python', 'handler'],
+  ['a function of a Node.js file below', { 'api/users.mjs': '' }, 'api/users.create', 'node', 'handler'],
+  ['a Python file', { 'tool.py': 'def handler(e, c): ...' }, 'tool.py', 'python', 'stdio'],
+  ['a Node.js file', { 'tool.mjs': '' }, 'tool.mjs', 'node', 'stdio'],
+  ['a file that looks like a function', { 'main.py': '', 'main.slow': '#!/bin/sh' }, 'main.slow', 'python', 'stdio'],
+])('a handler that names %s decides runtime and contract', async (_what, files: Record<string, string>, handler, runtime, contract) => {
+  const { input, guess } = await deployInput(await folderOf(files), { name: 'x', handler })
+  expect(input).toMatchObject({ handler, runtime, contract })
+  // What was said was not guessed.
+  expect(guess).toMatchObject({ runtime, contract })
+  expect(guess).not.toHaveProperty('handler')
+})
+
+test('a handler that names nothing of the folder is refused, with what was looked for', async () => {
+  const root = await folderOf({ 'main.py': '', 'both.py': '', 'both.mjs': '' })
+  await expect(deployInput(root, { name: 'x', handler: 'nothing.here' })).rejects.toThrow(/no file nothing\.here, nor nothing\.py/)
+  await expect(deployInput(root, { name: 'x', handler: 'missing' })).rejects.toThrow('no file missing.')
+  await expect(deployInput(root, { name: 'x', handler: 'main.run', contract: 'stdio' })).rejects.toThrow('no file main.run.')
+  await expect(deployInput(root, { name: 'x', handler: 'both.run' })).rejects.toThrow('both.py and both.mjs')
+  const { input } = await deployInput(root, { name: 'x', handler: 'both.run', runtime: 'node' })
+  expect(input).toMatchObject({ runtime: 'node', contract: 'handler' })
+})
+
+test('where everything was said nothing is guessed, and a custom runtime may name what its build makes', async () => {
+  const root = await folderOf({ 'main.py': '' })
+  const said = { name: 'x', runtime: 'python', contract: 'handler', handler: 'main.run' }
+  expect((await deployInput(root, said)).guess).toBeNull()
+  expect((await deployInput(root, { name: 'x', runtime: 'custom', handler: './made' })).guess).toBeNull()
+})
+
+test('the http contract takes the main file for its handler', async () => {
+  const root = await folderOf({ 'main.py': 'def handler(e, c): ...' })
+  expect((await deployInput(root, { contract: 'http', name: 'x' })).input).toMatchObject({ contract: 'http', handler: 'main.py' })
+})
+
+test.each([
+  ['{"timeout": 5}', 'thaw.json: there is no key timeout; did you mean timeout_ms?'],
+  ['{"resources": {"memory": 5}}', 'there is no key resources.memory; did you mean resources.memory_mib?'],
+  ['{"colour": "red"}', 'there is no key colour; there are runtime,'],
+  ['{"timeout_ms": "5s"}', 'thaw.json: timeout_ms: '],
+  ['{"name": ""}', 'thaw.json: name: use 1 to 63 letters'],
+  ['{"env": {"A-B": "1"}}', 'thaw.json: env.A-B: use letters, digits and _.'],
+])('thaw.json with %s is refused in words', async (text, message) => {
+  await expect(deployInput(await folderOf({ 'main.py': '', 'thaw.json': text }), {})).rejects.toThrow(message)
+})
+
+test('a flag that does not fit is named as it was written', async () => {
+  const root = await folderOf({ 'main.py': '' })
+  await expect(deployInput(root, { name: 'x', env: ['A-B=1'] })).rejects.toThrow('--env A-B: use letters, digits and _.')
+  await expect(deployInput(root, { name: 'x', memory: 1 })).rejects.toThrow('--memory: ')
+  await expect(deployInput(root, { name: 'x', minInstances: 3, maxInstances: 2 })).rejects.toThrow('min_instances must not exceed')
 })

@@ -8,7 +8,9 @@ export function register(program: Command, output: Output): void {
 
   image
     .command('ls')
-    .description('List images. Of several with one name, new functions use the current one; older ones go with the functions that use them.')
+    .description(
+      'List images. Of several with one name, new functions use the current one; older ones go with the functions that use them.',
+    )
     .addHelpText('after', '\nExamples:\n  thaw image ls')
     .action((_options: object, command: Command) =>
       withServer(command, output, async ({ thaw, signal }) => {
