@@ -9,6 +9,7 @@ import type { BindSpec, CreateSpec, Driver, Exit, Handle, ImageSource, Port, Pre
 import { idShift, socketNames } from '../driver.ts'
 import { findProcesses, identify, isAlive, type ProcessIdentity, signalProcess, waitUntil } from '../processes.ts'
 import { connectUnixSocket, waitForName } from '../socket.ts'
+import { startWithin } from '../starting.ts'
 import { type Cgroups, openCgroups } from './cgroup.ts'
 import { ociConfig } from './config.ts'
 import { linkTree } from './link-tree.ts'
@@ -73,20 +74,13 @@ export class OciDriver implements Driver {
     return { image }
   }
 
-  async create(spec: CreateSpec, signal?: AbortSignal): Promise<Handle> {
-    const started = performance.now()
-    const timeout = AbortSignal.timeout(spec.start_timeout_ms)
-    const stop = signal === undefined ? timeout : AbortSignal.any([signal, timeout])
-    try {
-      await this.#start(spec, stop)
-    } catch (error) {
-      await this.destroy(spec.id)
-      if (timeout.aborted && !signal?.aborted) {
-        throw new ThawError('driver_failed', `The sandbox was not ready within ${spec.start_timeout_ms} ms.`, { cause: error })
-      }
-      throw error
-    }
-    return { id: spec.id, boot_ms: performance.now() - started }
+  create(spec: CreateSpec, signal?: AbortSignal): Promise<Handle> {
+    return startWithin(
+      spec,
+      signal,
+      (stop) => this.#start(spec, stop),
+      () => this.destroy(spec.id),
+    )
   }
 
   async #start(spec: CreateSpec, signal: AbortSignal): Promise<void> {

@@ -17,6 +17,7 @@ import {
 } from '../driver.ts'
 import { findProcesses, identify, isAlive, type ProcessIdentity, uidOf, waitUntil } from '../processes.ts'
 import { connectUnixSocket, waitForName } from '../socket.ts'
+import { startWithin } from '../starting.ts'
 
 export interface ProcessOptions {
   /** Everything of this driver lies below it. */
@@ -78,20 +79,13 @@ export class ProcessDriver implements Driver {
     return { image }
   }
 
-  async create(spec: CreateSpec, signal?: AbortSignal): Promise<Handle> {
-    const started = performance.now()
-    const timeout = AbortSignal.timeout(spec.start_timeout_ms)
-    const stop = signal === undefined ? timeout : AbortSignal.any([signal, timeout])
-    try {
-      await this.#start(spec, stop)
-    } catch (error) {
-      await this.destroy(spec.id)
-      if (timeout.aborted && !signal?.aborted) {
-        throw new ThawError('driver_failed', `The sandbox was not ready within ${spec.start_timeout_ms} ms.`, { cause: error })
-      }
-      throw error
-    }
-    return { id: spec.id, boot_ms: performance.now() - started }
+  create(spec: CreateSpec, signal?: AbortSignal): Promise<Handle> {
+    return startWithin(
+      spec,
+      signal,
+      (stop) => this.#start(spec, stop),
+      () => this.destroy(spec.id),
+    )
   }
 
   async #start(spec: CreateSpec, signal: AbortSignal): Promise<void> {

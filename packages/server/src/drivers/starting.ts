@@ -1,0 +1,24 @@
+import { ThawError } from '@thaw/protocol'
+import type { CreateSpec, Handle } from './driver.ts'
+
+/**
+ * What `create` promises in every driver: `start` is given up when its time is over or `signal` aborts, and whenever it
+ * fails, `undo` has removed all of it before the error comes.
+ */
+export async function startWithin(
+  spec: CreateSpec,
+  signal: AbortSignal | undefined,
+  start: (stop: AbortSignal) => Promise<void>,
+  undo: () => Promise<void>,
+): Promise<Handle> {
+  const started = performance.now()
+  const timeout = AbortSignal.timeout(spec.start_timeout_ms)
+  try {
+    await start(signal === undefined ? timeout : AbortSignal.any([signal, timeout]))
+  } catch (error) {
+    await undo()
+    if (!timeout.aborted || signal?.aborted) throw error
+    throw new ThawError('driver_failed', `The sandbox was not ready within ${spec.start_timeout_ms} ms.`, { cause: error })
+  }
+  return { id: spec.id, boot_ms: performance.now() - started }
+}
