@@ -131,6 +131,77 @@ test('a deploy whose handler cannot be loaded prints the log and the error, and 
   expect(JSON.parse(json.stderr)).toMatchObject({ error: { code: 'handler_invalid', details: { log: expect.stringContaining('failed') } } })
 })
 
+test('a build that fails leaves nothing: no function of its first version, and no version of a function that serves', async () => {
+  const dir = await folderOf({ 'main.mjs': "import './missing.mjs'" })
+  expect((await thaw(['deploy', dir, '--name', 'cli-nothing', '--handler', 'main.handler'])).code).toBe(1)
+  expect((await thaw(['inspect', 'cli-nothing'])).stderr).toContain('no function named cli-nothing')
+  const name = await deployed("export const handler = () => 'old'")
+  expect((await thaw(['deploy', dir, '--name', name, '--handler', 'main.handler'])).code).toBe(1)
+  const versions = JSON.parse((await thaw(['versions', name, '--json'])).stdout)
+  expect(versions.map((version: { version: number }) => version.version)).toEqual([1])
+  expect((await thaw(['invoke', name])).stdout).toBe('old\n')
+})
+
+test('--handler file.function means a function, and nothing is said to be guessed that was given', async () => {
+  const dir = await folderOf({ 'main.mjs': "export const slow = () => 'slow'\nexport const handler = () => 'other'" })
+  const { code, stderr } = await thaw(['deploy', dir, '--name', 'cli-slow', '--handler', 'main.slow'])
+  expect(code, stderr).toBe(0)
+  expect(stderr).toContain('guessed: node function, because main.slow means slow of main.mjs')
+  expect(stderr).not.toContain('main.handler')
+  expect((await thaw(['invoke', 'cli-slow'])).stdout).toBe('slow\n')
+})
+
+test('what deploy tells to type next is what works here', async () => {
+  const dir = await folderOf({ 'main.mjs': 'export const handler = (event) => event' })
+  const { stdout } = await thaw(['deploy', dir, '--name', 'cli-next', '--url', server.url])
+  expect(stdout).toContain(`call it: npx thaw invoke cli-next 'JSON' --url ${server.url}`)
+  expect(stdout).not.toContain('/fn/')
+  expect((await thaw(['help', 'ls'])).stdout).toMatch(/^ {2}npx thaw ls$/m)
+  expect((await thaw(['invoke', 'nobody'])).stderr).toContain('`npx thaw ls`')
+})
+
+test('the log of a build can be read afterwards, of the newest version or of an earlier one', async () => {
+  const name = await deployed('export const handler = () => 1')
+  expect((await thaw(['logs', name, '--build'])).stdout).toContain('loading the handler')
+  expect((await thaw(['logs', name, '--build', '1', '--follow'])).stdout).toContain('loaded in')
+  const [line] = (await thaw(['logs', name, '--build', '--json'])).stdout.split('\n')
+  expect(JSON.parse(line ?? '')).toMatchObject({ version: 1, message: expect.any(String) })
+  const missing = await thaw(['logs', name, '--build', '9'])
+  expect(missing.code).toBe(1)
+  expect(missing.stderr).toContain(`npx thaw versions ${name}`)
+})
+
+test.each([
+  ['a duration without a unit', ['deploy', '--timeout', '5'], '5s, 5ms or 5m'],
+  ['an empty name', ['deploy', '--name', ''], 'Use 1 to 63 letters'],
+  ['an empty name of something else', ['rm', ''], 'Use 1 to 63 letters'],
+  ['a variable that cannot be one', ['deploy', examples, '--runtime', 'python', '--env', 'A-B=1'], '--env A-B: use letters, digits and _.'],
+  ['an option that is a typing error', ['up', '--quikstart'], 'Did you mean --quickstart?'],
+  ['another option of a command', ['image', 'ls', '--nope'], '`npx thaw image ls --help`'],
+])('%s is an error of usage that says what would be right', async (_what, args, message) => {
+  const { code, stderr } = await thaw(args)
+  expect(code).toBe(2)
+  expect(stderr).toContain(message)
+})
+
+test('an option that resembles none is not taken for another', async () => {
+  expect((await thaw(['up', '--nope'])).stderr).not.toContain('Did you mean')
+})
+
+test('a content type with a line break is refused as what it is', async () => {
+  const { code, stderr } = await thaw(['invoke', 'cli-guessed', 'x', '--content-type', 'text/plain\nx: y'])
+  expect(code).toBe(1)
+  expect(stderr).toContain('no content type')
+})
+
+test('a stream that fails midway prints its pieces, and which invocation it was', async () => {
+  const name = await deployed("export async function* handler() { yield 'one'; throw new Error('midway') }")
+  const { code, stdout, stderr } = await thaw(['invoke', name, '--stream'])
+  expect(code).toBe(4)
+  expect(stdout).toBe('one')
+  expect(stderr).toMatch(/^ {2}invocation: inv-/m)
+})
+
 test('the payload comes from the argument, a file or standard input', async () => {
   const name = await deployed('export const handler = (event) => event')
   const file = join(await folderOf({ 'event.json': '{"from": "file"}' }), 'event.json')
@@ -244,12 +315,12 @@ test('thaw.json configures a deploy, and a field that does not exist is named', 
   expect((await thaw(['deploy', good])).code).toBe(0)
   expect((await thaw(['invoke', 'cli-file'])).stdout).toBe('file\n')
   const bad = await thaw(['deploy', await folderOf({ ...files, 'thaw.json': '{"name": "cli-file", "timeout": 5}' })])
-  expect(bad.code).toBe(1)
-  expect(bad.stderr).toContain('timeout')
+  expect(bad.code).toBe(2)
+  expect(bad.stderr).toContain('thaw.json: there is no key timeout; did you mean timeout_ms?')
 })
 
 test('image ls lists what functions can start from', async () => {
-  expect((await thaw(['image', 'ls'])).stdout).toMatch(/^host /m)
+  expect((await thaw(['image', 'ls'])).stdout).toMatch(/^IMAGE .*CURRENT[^]*^host /m)
 })
 
 test('config show names the origin of each value', async () => {
@@ -306,6 +377,7 @@ test('up on a port that is taken says so and how to take another', async () => {
   expect(code).toBe(1)
   expect(stderr).toContain(`Port ${port}`)
   expect(stderr).toContain('--port')
+  expect(stderr).not.toContain('listening on')
 })
 
 test('up with the data directory of a running server says so', async () => {

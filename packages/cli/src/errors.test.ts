@@ -11,7 +11,9 @@ function reported(error: unknown, about: Output['about'] = {}, json = false): st
   const output = new Output({ json })
   Object.assign(output.about, about)
   reportError(output, error)
-  return written.mock.calls.map(([text]) => String(text)).join('')
+  const text = written.mock.calls.map(([part]) => String(part)).join('')
+  written.mockRestore()
+  return text
 }
 
 test('a fix names the function and the command as it is typed here, and points at the stack that is shown', () => {
@@ -35,10 +37,14 @@ test('what an engine said is shown', () => {
 
 test('what the message says already is not said again, and places have one form', () => {
   const message = 'The request does not fit the schema. resources.memory_mib: too small'
-  const one = reported(new ThawError('invalid_request', message, { details: { issues: [{ path: '/resources/memory_mib', message: 'too small' }] } }))
+  const one = reported(
+    new ThawError('invalid_request', message, { details: { issues: [{ path: '/resources/memory_mib', message: 'too small' }] } }),
+  )
   expect(one.match(/too small/g)).toHaveLength(1)
   const other = { path: '/scaling/concurrency', message: 'too large' }
-  expect(reported(new ThawError('invalid_request', message, { details: { issues: [other] } }))).toContain('  scaling.concurrency: too large')
+  expect(reported(new ThawError('invalid_request', message, { details: { issues: [other] } }))).toContain(
+    '  scaling.concurrency: too large',
+  )
   expect(reported(new ThawError('invalid_request', 'No.', { details: { issues: [{ path: '', message: 'Unrecognized key' }] } }))).toContain(
     '  Unrecognized key\n',
   )
@@ -46,7 +52,9 @@ test('what the message says already is not said again, and places have one form'
 
 test('an error of usage leads to the help of its command, also in JSON', () => {
   expect(reported(new UsageError('No.'), { command: 'image ls' })).toContain(`${ownName} image ls --help`)
-  expect(JSON.parse(reported(new UsageError('No.'), {}, true))).toMatchObject({ error: { fix: expect.stringContaining(`${ownName} help`) } })
+  expect(JSON.parse(reported(new UsageError('No.'), {}, true))).toMatchObject({
+    error: { fix: expect.stringContaining(`${ownName} help`) },
+  })
 })
 
 test('the address of the API documentation is that of the server', () => {

@@ -55,7 +55,7 @@ export const errorTable = define({
   forbidden_host: caller(
     403,
     'This Host is not served here.',
-    'Use the address that the server listens on, such as http://127.0.0.1:8080.',
+    'Use the address that the server printed when it started: 127.0.0.1 or localhost, with its port.',
   ),
   forbidden_origin: caller(
     403,
@@ -64,7 +64,7 @@ export const errorTable = define({
   ),
   route_not_found: caller(404, 'There is nothing at this path.', 'See /docs for the paths that exist.'),
   function_not_found: caller(404, 'There is no function of this name.', 'List functions with `thaw ls`, or deploy it with `thaw deploy`.'),
-  version_not_found: caller(404, 'The function has no such version.', 'List versions with GET /v1/functions/{name}/versions.'),
+  version_not_found: caller(404, 'The function has no such version.', 'List versions with `thaw versions NAME`.'),
   invocation_not_found: caller(
     404,
     'There is no invocation of this id.',
@@ -86,7 +86,7 @@ export const errorTable = define({
   function_not_ready: caller(
     409,
     'The function has no version that is ready.',
-    'Look at its versions: a build may be running, or has failed; the version says why.',
+    'Look with `thaw versions NAME`: a build may be running, or has failed; the version says why.',
     true,
   ),
   secret_exists: caller(
@@ -99,8 +99,12 @@ export const errorTable = define({
     'The secret is used by a function.',
     'Deploy the functions that used_by names without it, or delete them, first.',
   ),
-  image_in_use: caller(409, 'The image is used by a function.', 'Delete the functions that use it first.'),
-  payload_too_large: caller(413, 'The body is larger than allowed.', 'Send less, or raise limits.max_payload_bytes (`thaw config show`).'),
+  image_in_use: caller(
+    409,
+    'The image is used by a function.',
+    'Remove the functions that use it first; docs/images.md says how to renew an image that is in use.',
+  ),
+  payload_too_large: caller(413, 'The body is larger than allowed.', 'Send less, or raise limits.max_payload_bytes (docs/config.md).'),
   archive_too_large: caller(
     413,
     'The code archive is larger than allowed, packed, unpacked or in entries.',
@@ -137,14 +141,22 @@ export const errorTable = define({
   cancelled: caller(499, 'The invocation was cancelled.', 'The client went away or asked for it; invoke again if that was not meant.'),
 
   // The user's code
-  build_failed: code(422, 'The dependencies could not be installed.', 'Read the build log in details.log and repair the dependency file.'),
+  build_failed: code(
+    422,
+    'The dependencies could not be installed.',
+    'Read the end of the build log in details.log, and repair the dependency file.',
+  ),
   handler_invalid: code(
     422,
     'The handler could not be loaded.',
-    'Check handler: file.function for Python and Node.js; details has the stack.',
+    'Check that `handler` (file.function for Python and Node.js) is in the code, and read details.stack for what went wrong while loading it.',
   ),
-  function_failed: code(500, 'The function raised an error.', 'Read details.stack, and the logs with `thaw logs NAME`.'),
-  function_crashed: code(502, 'The function ended its process.', 'Read the logs with `thaw logs NAME`; handlers must return, not exit.'),
+  function_failed: code(500, 'The function raised an error.', 'Read details.stack, and what the function printed with `thaw logs NAME`.'),
+  function_crashed: code(
+    502,
+    'The function ended its process.',
+    'Read what it printed with `thaw logs NAME`; handlers must return, not exit.',
+  ),
   out_of_memory: code(502, 'The function used more memory than its limit.', 'Raise resources.memory_mib, or use less.'),
   result_too_large: code(
     502,
@@ -160,7 +172,11 @@ export const errorTable = define({
 
   // The platform
   internal: platform(500, 'Something went wrong inside thaw.', 'Look for the request id in the log of the server and report it.'),
-  config_invalid: platform(500, 'The configuration is not valid.', 'See docs/config.md; `thaw config show` prints what is in force.'),
+  config_invalid: platform(
+    500,
+    'The configuration is not valid.',
+    'Correct what the message names; docs/config.md has every key and what it takes.',
+  ),
   data_dir_in_use: platform(
     500,
     'Another server is using this data directory.',
@@ -182,10 +198,15 @@ export const errorTable = define({
     'The driver cannot be used on this machine.',
     'Run `thaw doctor`: it names what is missing and how to get it.',
   ),
-  driver_failed: platform(503, 'The driver could not do what was asked.', 'Try again; details has what the engine said.', true),
+  driver_failed: platform(503, 'The driver could not do what was asked.', 'Try again; what the engine said is in details.', true),
   image_unavailable: platform(503, 'The image cannot be made available right now.', 'Try again; check the registry and the disk.', true),
-  start_failed: platform(503, 'No instance could be started.', 'Try again; details names what each way of starting said.', true),
-  disk_full: platform(503, 'The disk of the server is full.', 'Free space in the data directory (`thaw config show` names it).', true),
+  start_failed: platform(503, 'No instance could be started.', 'Try again; what each way of starting said is in details.', true),
+  disk_full: platform(
+    503,
+    'The disk of the server is full.',
+    'Free space in the data directory of the server (`thaw config show` names it where the server was started).',
+    true,
+  ),
   shutting_down: platform(503, 'The server is shutting down.', 'Try again in a moment.', true),
   unreachable: platform(
     503,
