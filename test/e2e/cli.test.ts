@@ -320,7 +320,7 @@ test('thaw.json configures a deploy, and a field that does not exist is named', 
 })
 
 test('image ls lists what functions can start from', async () => {
-  expect((await thaw(['image', 'ls'])).stdout).toMatch(/^IMAGE .*CURRENT[^]*^host /m)
+  expect((await thaw(['image', 'ls'])).stdout).toMatch(/^IMAGE .*NEWEST[\s\S]*^host /m)
 })
 
 test('config show names the origin of each value', async () => {

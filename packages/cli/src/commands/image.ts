@@ -8,9 +8,7 @@ export function register(program: Command, output: Output): void {
 
   image
     .command('ls')
-    .description(
-      'List images. Of several with one name, new functions use the current one; older ones go with the functions that use them.',
-    )
+    .description('List images. Several may have one name: functions keep the one that they were deployed with.')
     .addHelpText('after', '\nExamples:\n  thaw image ls')
     .action((_options: object, command: Command) =>
       withServer(command, output, async ({ thaw, signal }) => {
@@ -63,24 +61,30 @@ async function make({ output, thaw, signal }: Context, ref: string, verb: string
   output.result(item, () => `${item.ref} is ${item.state}: ${item.digest ?? 'no digest'}, ${size(item.size_bytes)}`)
 }
 
+function byRefAndAge(a: ImageItem, b: ImageItem): number {
+  return a.ref.localeCompare(b.ref) || (b.created_at ?? '').localeCompare(a.created_at ?? '')
+}
+
 /** The newest of those that were asked for by the same name. */
-export function isCurrent(item: ImageItem, items: readonly ImageItem[]): boolean {
+export function isNewest(item: ImageItem, items: readonly ImageItem[]): boolean {
   const { ref, created_at } = item
   return created_at !== null && items.every((other) => other.ref !== ref || (other.created_at ?? '') <= created_at)
 }
 
 function imageTable(items: ImageItem[]): string {
   return table(
-    ['IMAGE', 'KIND', 'STATE', 'CURRENT', 'SIZE', 'IN USE', 'CREATED', 'DIGEST'],
-    items.map((item) => [
-      item.ref,
-      item.kind,
-      item.state,
-      isCurrent(item, items) ? 'yes' : '',
-      size(item.size_bytes),
-      item.in_use ? 'yes' : 'no',
-      item.created_at?.slice(0, 19).replace('T', ' ') ?? '-',
-      item.digest?.replace('sha256:', '').slice(0, 12) ?? '-',
-    ]),
+    ['IMAGE', 'KIND', 'STATE', 'NEWEST', 'SIZE', 'IN USE', 'CREATED', 'DIGEST'],
+    items
+      .toSorted(byRefAndAge)
+      .map((item) => [
+        item.ref,
+        item.kind,
+        item.state,
+        isNewest(item, items) ? 'yes' : '',
+        size(item.size_bytes),
+        item.in_use ? 'yes' : 'no',
+        item.created_at?.slice(0, 19).replace('T', ' ') ?? '-',
+        item.digest?.replace('sha256:', '').slice(0, 12) ?? '-',
+      ]),
   )
 }
