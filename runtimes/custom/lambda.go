@@ -33,8 +33,14 @@ type lambda struct {
 	current *protocol.Call
 	// The program has begun to answer it.
 	answering bool
-	asking    bool
+	// The request that waits for an invocation; nil: none does.
+	waiting *poll
+	// The program that runs now has got an invocation.
+	worked bool
 }
+
+// poll is one request for an invocation.
+type poll struct{ _ byte }
 
 // phase is how far loading has come.
 type phase int
@@ -80,24 +86,40 @@ func newLambda(session *protocol.Session, load protocol.Load, children *children
 }
 
 func (l *lambda) load() {
-	l.mutex.Lock()
-	resident, failure := startResident(l.children, l.program, l.env.with(nil), l.log)
-	l.resident = resident
-	l.mutex.Unlock()
-	if failure != nil {
-		l.session.LoadFailed(*failure)
-		return
-	}
 	go func() { _ = http.Serve(l.listener, l.api()) }()
-	<-resident.ended
-	end := resident.failure()
-	if l.failLoading(end) {
-		return
-	}
-	if l.loaded() {
+	for {
+		resident, failure := startResident(l.children, l.program, l.env.with(nil), l.log)
+		if failure != nil {
+			if !l.failLoading(*failure) {
+				l.session.Log(0, protocol.Stderr, failure.Message)
+				l.end()
+			}
+			return
+		}
+		l.mutex.Lock()
+		l.resident = resident
+		l.mutex.Unlock()
+		<-resident.ended
+		end := resident.failure()
+		if l.failLoading(end) || !l.loaded() {
+			return
+		}
 		l.session.Log(l.stream(), protocol.Stderr, end.Message)
-		l.end()
+		if !l.mayRestart() {
+			l.end()
+		}
 	}
+}
+
+// mayRestart says whether a program that ended is started again, as Lambda does: some end themselves after an error that they
+// have reported. Not with an invocation in its hands, which has failed, nor when it ended before it got one.
+func (l *lambda) mayRestart() bool {
+	l.mutex.Lock()
+	defer l.mutex.Unlock()
+	may := l.current == nil && l.worked
+	l.worked = false
+	l.waiting = nil
+	return may
 }
 
 // invoke hands an invocation to the program when it asks for one.
@@ -149,30 +171,46 @@ func (l *lambda) failLoading(failure protocol.Failure) bool {
 	return first
 }
 
-// ask is the program's wish for an invocation; the first one says that it is loaded. False: it is not due.
-func (l *lambda) ask() bool {
+// ask is the program's wish for an invocation; the first one says that it is loaded. Nil: it is not due.
+func (l *lambda) ask() *poll {
 	l.mutex.Lock()
-	if l.phase == failed || l.current != nil || l.asking {
+	if l.phase == failed || l.current != nil || l.waiting != nil {
 		l.mutex.Unlock()
-		return false
+		return nil
 	}
 	first := l.phase == loading
 	l.phase = ready
-	l.asking = true
+	wish := &poll{}
+	l.waiting = wish
 	l.mutex.Unlock()
 	if first {
-		l.resident.settle()
+		l.settle()
 		l.session.Ready()
 	}
+	return wish
+}
+
+// give ends a wish, with the invocation that the program gets, if any. False: the program has ended since.
+func (l *lambda) give(wish *poll, call *protocol.Call) bool {
+	l.mutex.Lock()
+	defer l.mutex.Unlock()
+	if l.waiting != wish {
+		return false
+	}
+	l.waiting = nil
+	l.current = call
+	l.worked = l.worked || call != nil
 	return true
 }
 
-// stopAsking ends what ask began, with the invocation that the program got, if any.
-func (l *lambda) stopAsking(call *protocol.Call) {
+// settle logs what the program has printed so far.
+func (l *lambda) settle() {
 	l.mutex.Lock()
-	defer l.mutex.Unlock()
-	l.asking = false
-	l.current = call
+	resident := l.resident
+	l.mutex.Unlock()
+	if resident != nil {
+		resident.settle()
+	}
 }
 
 // answer returns the invocation of this id, which the program begins to answer; nil when it may not.
@@ -188,7 +226,7 @@ func (l *lambda) answer(id string) *protocol.Call {
 
 // finish forgets the invocation. What the program printed about it is logged before its last word is said.
 func (l *lambda) finish(call *protocol.Call, lastWord func()) {
-	l.resident.settle()
+	l.settle()
 	l.mutex.Lock()
 	l.current = nil
 	l.answering = false

@@ -51,7 +51,8 @@ func (l *lambda) api() http.Handler {
 }
 
 func (l *lambda) handleNext(writer http.ResponseWriter, request *http.Request) {
-	if !l.ask() {
+	wish := l.ask()
+	if wish == nil {
 		refuse(writer, http.StatusForbidden, "InvalidStateTransition", "The invocation before this one has no response yet.")
 		return
 	}
@@ -59,7 +60,7 @@ func (l *lambda) handleNext(writer http.ResponseWriter, request *http.Request) {
 		var call *protocol.Call
 		select {
 		case <-request.Context().Done():
-			l.stopAsking(nil)
+			l.give(wish, nil)
 			return
 		case call = <-l.calls:
 		}
@@ -68,7 +69,10 @@ func (l *lambda) handleNext(writer http.ResponseWriter, request *http.Request) {
 			call.Fail(*failure)
 			continue
 		}
-		l.stopAsking(call)
+		if !l.give(wish, call) {
+			go l.invoke(call)
+			return
+		}
 		go l.watch(call)
 		header := writer.Header()
 		header.Set("Content-Type", contentJSON)

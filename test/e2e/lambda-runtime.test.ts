@@ -235,6 +235,14 @@ for (const driver of ['process', 'oci'] as const) {
       expect(await logs(failed.headers.get('thaw-invocation-id') ?? '')).toContain('stderr: bootstrap exited with code 5.')
     })
 
+    test('a program that ends itself after its answer is started again in its instance, and no invocation is lost', async () => {
+      const name = await deploy()
+      await invoke(name, { do: 'count' })
+      for (const count of [2, 1, 1]) expect(await invoke(name, { do: 'answer_and_exit' })).toBe(count)
+      const again = await raw(name, { body: '{"do":"count"}' })
+      expect([await again.json(), again.headers.get('thaw-boot-method')]).toEqual([1, 'reused'])
+    })
+
     test('an error while it starts fails the deploy, as does a program that exits, or never asks for work', async () => {
       await using impatient = await startServer({ driver, limits: { start_timeout_ms: 2_000 } })
       const create = (init: string) =>
