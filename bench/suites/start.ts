@@ -45,7 +45,7 @@ function stagesOf(answer: Answer): Record<string, number> {
 
 /** First calls of new functions, from the pool and without one, against engines that start the same code once. */
 export async function start(bench: Workbench): Promise<Row[]> {
-  const languages: Language[] = ['python', 'node']
+  const languages: Language[] = bench.quick ? ['python'] : ['python', 'node']
   const cold = await startThaw(bench, noPools)
   const driver = await driverOf(cold)
   using client = new Client()
