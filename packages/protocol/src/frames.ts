@@ -49,6 +49,15 @@ export class FrameError extends Error {
   override readonly name = 'FrameError'
 }
 
+/** What comes before a payload of `size` bytes, for those who send the payload by itself. */
+export function encodeFrameHead(type: FrameType, stream: number, size: number): Buffer {
+  const head = Buffer.allocUnsafe(headerBytes)
+  head.writeUInt32BE(size + 5, 0)
+  head[4] = type
+  head.writeUInt32BE(stream, 5)
+  return head
+}
+
 export function encodeFrame(type: FrameType, stream: number, payload?: Uint8Array): Buffer {
   const size = payload?.byteLength ?? 0
   const frame = Buffer.allocUnsafe(headerBytes + size)

@@ -18,6 +18,7 @@ export interface PoolsOptions {
 /** What a waiting sandbox counts against the memory of the host: an interpreter and little more. */
 export const pooledMemoryMib = 32
 const sweepMs = 500
+const refillDelayMs = 20
 /** Below this share of free memory nothing is kept in reserve. */
 const lowMemoryShare = 0.08
 
@@ -56,8 +57,14 @@ export class Pools {
     const pool = this.#pool(key)
     pool.demand.push(performance.now())
     const sandbox = pool.take()
-    pool.fill()
+    this.#refillLater(pool)
     return sandbox
+  }
+
+  /** Starting a process holds the event loop up for some milliseconds: the call that took the sandbox comes first. */
+  #refillLater(pool: Pool): void {
+    const timer = setTimeout(() => pool.fill(), refillDelayMs)
+    timer.unref()
   }
 
   /** Which kinds deployed functions could use. Pools of other kinds are emptied, unless configured. */

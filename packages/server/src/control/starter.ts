@@ -1,3 +1,4 @@
+import { existsSync } from 'node:fs'
 import { type BootMethod, errorTable, type LoadMessage, ThawError } from '@thaw/protocol'
 import { type Driver, insidePaths } from '../drivers/driver.ts'
 import type { Artifacts } from './artifacts.ts'
@@ -26,6 +27,8 @@ export interface StarterParts {
   onFallback: (version: Version, method: BootMethod, error: unknown) => void
 }
 
+/** How long an image that was found is not looked for again. */
+const trustedMs = 30_000
 /** Code of more files is not bound into a pooled sandbox: making the links would take as long as a start. */
 const maxBoundEntries = 2000
 
@@ -36,6 +39,7 @@ const maxBoundEntries = 2000
 export class Starter {
   readonly #options: StarterOptions
   readonly #parts: StarterParts
+  readonly #seen = new Map<string, { image: ReadyImage; at: number }>()
 
   constructor(options: StarterOptions, parts: StarterParts) {
     this.#options = options
@@ -126,6 +130,18 @@ export class Starter {
     }
   }
 
+  /** An image that was on disk a moment ago is taken to be there still: to look costs more than the rest of a pooled start. */
+  async #known(digest: string): Promise<ReadyImage | null> {
+    const seen = this.#seen.get(digest)
+    const now = performance.now()
+    if (seen !== undefined && now - seen.at < trustedMs && seen.image.source.path !== undefined && existsSync(seen.image.source.path))
+      return seen.image
+    const image = await this.#parts.images.find(digest)
+    if (image === null) this.#seen.delete(digest)
+    else this.#seen.set(digest, { image, at: now })
+    return image
+  }
+
   #places(version: Version, image: ReadyImage): LaunchPlaces {
     return {
       runtimesDir: this.#options.runtimesDir,
@@ -139,7 +155,7 @@ export class Starter {
   async #image(version: Version, signal: AbortSignal, onProgress?: (line: string) => void): Promise<ReadyImage> {
     const { image: ref } = version.config
     if (version.imageDigest !== null) {
-      const found = await this.#parts.images.find(version.imageDigest)
+      const found = await this.#known(version.imageDigest)
       if (found !== null) return found
     }
     const image = await this.#parts.images.ensure(ref, { signal, ...(onProgress ? { onProgress } : {}) }).catch((error: unknown) => {

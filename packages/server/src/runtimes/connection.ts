@@ -5,6 +5,7 @@ import {
   codeFailureSchema,
   decodeMetaPayload,
   encodeFrame,
+  encodeFrameHead,
   encodeJsonFrame,
   encodeMetaFrame,
   type Frame,
@@ -151,8 +152,7 @@ export class RuntimeConnection {
       for await (const piece of pieces) {
         for (let offset = 0; offset < piece.length; offset += bodyChunkBytes) {
           if (!this.#calls.has(stream)) return
-          const flushed = this.#socket.write(encodeFrame(frameTypes.body, stream, piece.subarray(offset, offset + bodyChunkBytes)))
-          if (!flushed) await this.#drained()
+          if (!this.#writeBody(stream, piece.subarray(offset, offset + bodyChunkBytes))) await this.#drained()
         }
       }
       if (this.#calls.has(stream)) this.#socket.write(encodeFrame(frameTypes.bodyEnd, stream))
@@ -160,6 +160,15 @@ export class RuntimeConnection {
       // The sender of the body went away or broke a limit: whoever made the call hears of it from its own side.
       void this.cancel(stream)
     }
+  }
+
+  /** Head and piece go out in one system call, and the piece is not copied into a frame first. */
+  #writeBody(stream: number, piece: Buffer): boolean {
+    this.#socket.cork()
+    this.#socket.write(encodeFrameHead(frameTypes.body, stream, piece.length))
+    const flushed = this.#socket.write(piece)
+    this.#socket.uncork()
+    return flushed
   }
 
   #drained(): Promise<void> {
