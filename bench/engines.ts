@@ -1,5 +1,5 @@
 import { spawn } from 'node:child_process'
-import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs'
+import { existsSync, mkdirSync, readdirSync, readFileSync, rmdirSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { checkAnswer, eventJson, type Language } from './functions.ts'
 import { findProgram, programsDir, type Workbench } from './workbench.ts'
@@ -109,6 +109,8 @@ export async function dockerEngine(bench: Workbench, roots: ReadonlyMap<Language
   const socket = `unix://${join(dir, 'docker.sock')}`
   // What a stopped daemon leaves mounted would keep the folder from being removed; it runs after the daemon has ended.
   bench.defer(() => unmountBelow(dir))
+  const group = `thaw-bench-${process.pid}`
+  bench.defer(() => removeGroup(group))
   const child = bench.start(daemon, [
     ...['--host', socket, '--data-root', join(dir, 'data'), '--exec-root', join(dir, 'exec'), '--pidfile', join(dir, 'pid')],
     ...[
@@ -121,7 +123,7 @@ export async function dockerEngine(bench: Workbench, roots: ReadonlyMap<Language
       '--config-file',
       join(dir, 'none.json'),
     ],
-    ...['--storage-driver', 'overlay2'],
+    ...['--storage-driver', 'overlay2', '--cgroup-parent', `/${group}`],
   ])
   const call = (args: readonly string[]) => bench.run(client, ['--host', socket, ...args], { env: { ...process.env, DOCKER_CONFIG: dir } })
   writeFileSync(join(dir, 'none.json'), '{}')
@@ -165,6 +167,18 @@ export async function dockerEngine(bench: Workbench, roots: ReadonlyMap<Language
       )
       return timeToAnswer(bench, 'docker run', client, args)
     },
+  }
+}
+
+/** The daemon leaves the control group that it made for its containers, in the one tree of v2 or in each of v1. */
+function removeGroup(name: string): void {
+  const root = '/sys/fs/cgroup'
+  for (const folder of [root, ...readdirSync(root).map((tree) => join(root, tree))]) {
+    try {
+      rmdirSync(join(folder, name))
+    } catch {
+      // Not in this tree.
+    }
   }
 }
 
