@@ -32,10 +32,11 @@ export const invokePathsDescription = {
     },
   },
   '/fn/{name}/{path}': Object.fromEntries(
-    ['get', 'post', 'put', 'patch', 'delete'].map((method) => [
+    ['get', 'head', 'post', 'put', 'patch', 'delete', 'options'].map((method) => [
       method,
       {
         summary: 'HTTP trigger: any method, any path',
+        description: 'A function with the http contract gets the request as it is, WebSockets (GET with Upgrade) included.',
         tags: ['invocations'],
         parameters: [name, { name: 'path', in: 'path', required: true, schema: { type: 'string' } }],
         responses: { default: answer },
