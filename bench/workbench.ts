@@ -60,7 +60,8 @@ export class Workbench implements AsyncDisposable {
   /** Starts a process that lives until `stop`, or until the run ends. */
   start(program: string, args: readonly string[], options: SpawnOptions = {}): Child {
     this.signal.throwIfAborted()
-    const child = spawn(program, args, { stdio: ['ignore', 'pipe', 'pipe'], ...options })
+    // In a process group of its own, so that Ctrl-C reaches it only through us: a second signal would cut its closing short.
+    const child = spawn(program, args, { stdio: ['ignore', 'pipe', 'pipe'], detached: true, ...options })
     let output = ''
     const keep = (bytes: Buffer) => {
       output = (output + bytes.toString('utf8')).slice(-4000)
