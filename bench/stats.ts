@@ -28,11 +28,13 @@ export function figure(samples: readonly number[]): Figure {
 export async function interleave<Sample>(
   rounds: number,
   contenders: ReadonlyMap<string, (round: number) => Promise<Sample>>,
+  signal: AbortSignal,
 ): Promise<Map<string, Sample[]>> {
   const names = [...contenders.keys()]
   const samples = new Map<string, Sample[]>(names.map((name) => [name, []]))
   for (let round = 0; round < rounds; round++) {
     for (let turn = 0; turn < names.length; turn++) {
+      signal.throwIfAborted()
       const name = names[(round + turn) % names.length] as string
       const run = contenders.get(name)
       if (run !== undefined) samples.get(name)?.push(await run(round))

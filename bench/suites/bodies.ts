@@ -48,8 +48,8 @@ async function echo(bench: Workbench, urls: ReadonlyMap<string, string>): Promis
       },
     ]),
   )
-  await interleave(5, contenders)
-  const samples = await interleave(rounds, contenders)
+  await interleave(5, contenders, bench.signal)
+  const samples = await interleave(rounds, contenders, bench.signal)
   const peers = new Map([...samples].map(([who, all]) => [who, figure(all)]))
   const ours = peers.get('ours') ?? figure([])
   peers.delete('ours')
@@ -89,7 +89,7 @@ async function upload(bench: Workbench, server: ThawServer, urls: ReadonlyMap<st
       },
     ]),
   )
-  const samples = await interleave(rounds, contenders)
+  const samples = await interleave(rounds, contenders, bench.signal)
   const after = memoryOf(server.pid, 'VmRSS')
   const rates = new Map([...samples].map(([who, all]) => [who, median(all)]))
   const ours = rates.get('ours') ?? Number.NaN

@@ -66,7 +66,7 @@ async function measure(
   for (const clients of clientCounts) {
     bench.say(`${name}: ${clients} clients, against ${[...urls.keys()].slice(1).join(', ')}`)
     const contenders = new Map([...urls].map(([who, url]): [string, () => Promise<LoadResult>] => [who, () => load(url, clients, seconds)]))
-    const results = await interleave(bench.quick ? 1 : 5, contenders)
+    const results = await interleave(bench.quick ? 1 : 5, contenders, bench.signal)
     rows.push(...rowsOf(name, clients, results, driver))
   }
   return rows

@@ -30,8 +30,8 @@ export async function sleepers(bench: Workbench): Promise<Row[]> {
     [bare.name, together(`${bare.url}/sleep`)],
   ])
   bench.say(`${count} one-second calls at once`)
-  await interleave(1, contenders)
-  const samples = await interleave(bench.quick ? 1 : 5, contenders)
+  await interleave(1, contenders, bench.signal)
+  const samples = await interleave(bench.quick ? 1 : 5, contenders, bench.signal)
   return [
     rowOf({
       name: `${count} concurrent 1 s functions`,

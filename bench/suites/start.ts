@@ -129,7 +129,7 @@ async function measure(
   // Once for nothing: the files of the interpreter come into memory.
   for (const run of contenders.values()) await run()
   boots.length = 0
-  const samples = await interleave(rounds, contenders)
+  const samples = await interleave(rounds, contenders, bench.signal)
   const peers = new Map([...samples].map(([who, all]): [string, Figure] => [who, figure(all)]))
   const own = peers.get('ours') as Figure
   peers.delete('ours')
