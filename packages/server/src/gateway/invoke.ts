@@ -241,18 +241,6 @@ class BoundedBody implements AsyncIterable<Buffer> {
   }
 }
 
-/**
- * Ends an answer that is whole. Node sends a string together with the headers in one piece, a buffer behind them in a second;
- * latin1 maps every byte to itself.
- */
-function endWith(response: ServerResponse, body: Buffer): void {
-  if (body.length <= maxJoinedBytes) response.end(body.toString('latin1'), 'latin1')
-  else response.end(body)
-}
-
-/** Beyond this the copy costs more than the second piece. */
-const maxJoinedBytes = 16 * 1024
-
 /** Writes an answer to the HTTP response as it comes. */
 class ResponseSink implements AnswerSink {
   invocation: Invocation | undefined
@@ -278,7 +266,7 @@ class ResponseSink implements AnswerSink {
       if (meta.more) this.invocation?.cancel()
       return
     }
-    if (!meta.more) endWith(this.#response, body)
+    if (!meta.more) this.#response.end(body)
     else if (body.length > 0) this.chunk(body)
     else this.#response.flushHeaders()
   }
