@@ -57,7 +57,7 @@ export class Tunnel {
     if (head.length > 0) client.write(head)
     if (this.#early.length > 0) stream.write(this.#early)
     // All bytes of both directions pass the client's end, so it knows how long there were none.
-    void 0
+    client.setTimeout(this.#idleMs, () => this.destroy())
     stream.on('error', () => stream.destroy())
     client.pipe(stream)
     stream.pipe(client)
