@@ -82,7 +82,7 @@ for (const driver of ['process', 'oci'] as const) {
       expect((await short).value).toBe('slept')
       expect(await long).toBe('shutting_down')
       expect(server.process.exitCode).toBe(0)
-      expect(residueOf(dataDir)).toEqual(nothing)
+      expect(residueOf(dataDir, 'stopped')).toEqual(nothing)
     })
   })
 }

@@ -3,8 +3,14 @@ import { existsSync, readdirSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { findProcesses } from '../../packages/server/src/drivers/processes.ts'
 
-/** Everything on this machine that carries a mark of the sandboxes below a data directory. All empty: nothing was left. */
-export function residueOf(dataDir: string): {
+/**
+ * Everything on this machine that carries a mark of the sandboxes below a data directory. All empty: nothing was left. A
+ * server that runs keeps two network namespaces ready, which belong to no sandbox.
+ */
+export function residueOf(
+  dataDir: string,
+  server: 'runs' | 'stopped' = 'runs',
+): {
   processes: string[]
   mounts: string[]
   cgroups: string[]
@@ -30,7 +36,9 @@ export function residueOf(dataDir: string): {
       .split('\n')
       .filter((line) => line.includes(dataDir)),
     cgroups: groups.flatMap(list).filter((name) => name.startsWith('sbx-')),
-    namespaces: list('/run/netns').filter((name) => name.startsWith(`thaw-${tag.slice(0, 6)}-`)),
+    namespaces: list('/run/netns')
+      .filter((name) => name.startsWith(`thaw-${tag.slice(0, 6)}-`))
+      .slice(server === 'runs' ? 2 : 0),
     folders: [...list(join(dataDir, 'oci', 'sandboxes')), ...list(join(dataDir, 'process'))],
   }
 }

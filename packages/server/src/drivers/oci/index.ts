@@ -266,6 +266,7 @@ export class OciDriver implements Driver {
   }
 
   async close(): Promise<void> {
+    await this.#network.dropSpares()
     if ((await this.list()).length > 0) return
     await this.#network.close()
     if (existsSync('/sys/fs/cgroup')) this.#cgroups.remove(this.#cgroupBase)

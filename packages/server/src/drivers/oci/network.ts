@@ -1,8 +1,9 @@
-import { createHash } from 'node:crypto'
+import { createHash, randomBytes } from 'node:crypto'
 import { existsSync, readdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { isIPv4 } from 'node:net'
 import { networkInterfaces } from 'node:os'
 import { join } from 'node:path'
+import { ThawError } from '@thaw/protocol'
 import { runCommand } from '../command.ts'
 
 /**
@@ -31,10 +32,24 @@ export interface PreparedNetwork {
   path: string
 }
 
+/** A namespace with its link and addresses. */
+interface Made {
+  name: string
+  network: number
+}
+
+/** Namespaces kept ready: making one takes three programs of the host, and a cold start waits for that. */
+const spareCount = 2
+/** The start that took the last one comes first. */
+const refillDelayMs = 30
+
 export class EgressNetwork {
   readonly #tag: string
   readonly #free: number[]
-  readonly #held = new Map<string, number>()
+  readonly #held = new Map<string, Made>()
+  readonly #spares: Made[] = []
+  #refilling: Promise<void> | undefined
+  #closed = false
   readonly #resolvers: string[]
   #ready: Promise<void> | undefined
 
@@ -51,54 +66,85 @@ export class EgressNetwork {
     return `${this.#resolvers.map((address) => `nameserver ${address}`).join('\n')}\n`
   }
 
-  /** Makes the namespace of a sandbox; nothing is left when it rejects. */
+  /** Gives a sandbox a namespace; nothing is left when it rejects. */
   async create(id: string): Promise<PreparedNetwork> {
+    this.#closed = false
     await this.#setUp()
+    const made = this.#spares.pop() ?? (await this.#make())
+    this.#held.set(id, made)
+    this.#refill()
+    return { path: join(namespaceFolder, made.name) }
+  }
+
+  /** Removes the namespace of a sandbox, and with it the link. Idempotent. Takes what `list` of an earlier server named, too. */
+  async remove(id: string): Promise<void> {
+    const made = this.#held.get(id)
+    this.#held.delete(id)
+    if (made !== undefined) await this.#unmake(made)
+    else if (existsSync(join(namespaceFolder, this.#prefix + id))) await runCommand('ip', ['netns', 'del', this.#prefix + id])
+  }
+
+  async #make(): Promise<Made> {
     const network = this.#free.pop()
-    if (network === undefined) throw new Error('no free network address')
-    this.#held.set(id, network)
-    const name = this.#namespace(id)
+    if (network === undefined) throw new ThawError('driver_failed', 'No network address is left for another sandbox.')
+    const made = { name: `${this.#prefix}${randomBytes(6).toString('hex')}`, network }
     const link = this.#link(network)
     const [outer, inner] = addresses(network)
     try {
-      await runCommand('ip', ['netns', 'add', name])
+      await runCommand('ip', ['netns', 'add', made.name])
       await runCommand('ip', ['-batch', '-'], {
-        input: `link add ${link} type veth peer name eth0 netns ${name}\naddr add ${outer}/30 dev ${link}\nlink set ${link} up\n`,
+        input: `link add ${link} type veth peer name eth0 netns ${made.name}\naddr add ${outer}/30 dev ${link}\nlink set ${link} up\n`,
       })
-      await runCommand('ip', ['-n', name, '-batch', '-'], {
+      await runCommand('ip', ['-n', made.name, '-batch', '-'], {
         input: `addr add ${inner}/30 dev eth0\nlink set lo up\nlink set eth0 up\nroute add default via ${outer}\n`,
       })
+      return made
     } catch (error) {
-      await this.remove(id)
+      await this.#unmake(made)
       throw error
     }
-    return { path: join(namespaceFolder, name) }
   }
 
-  /** Removes the namespace of a sandbox, and with it the link. Idempotent. */
-  async remove(id: string): Promise<void> {
-    const name = this.#namespace(id)
+  async #unmake({ name, network }: Made): Promise<void> {
     if (existsSync(join(namespaceFolder, name))) {
-      const network = this.#held.get(id)
       // The kernel removes the link some time after its namespace; a fast next sandbox may take the number before that.
-      if (network !== undefined) await runCommand('ip', ['link', 'del', this.#link(network)]).catch(() => undefined)
+      await runCommand('ip', ['link', 'del', this.#link(network)]).catch(() => undefined)
       await runCommand('ip', ['netns', 'del', name])
     }
-    const network = this.#held.get(id)
-    if (network !== undefined) {
-      this.#held.delete(id)
-      this.#free.push(network)
-    }
+    this.#free.push(network)
   }
 
-  /** Ids of the sandboxes that have a namespace of this server. */
+  /** Makes spares one after the other, in the background. One that cannot be made is made, or fails, when it is needed. */
+  #refill(): void {
+    if (this.#refilling !== undefined || this.#closed || this.#spares.length >= spareCount) return
+    this.#refilling = new Promise<void>((resolve) => setTimeout(resolve, refillDelayMs).unref())
+      .then(async () => {
+        if (!this.#closed) this.#spares.push(await this.#make())
+      })
+      .catch(() => {
+        this.#closed = true
+      })
+      .finally(() => {
+        this.#refilling = undefined
+        this.#refill()
+      })
+  }
+
+  /** What is left of an earlier server: the names that its namespaces have behind the tag. */
   list(): string[] {
-    const prefix = `thaw-${this.#tag}-`
+    const ours = new Set([...this.#held.values(), ...this.#spares].map((made) => made.name))
     return existsSync(namespaceFolder)
       ? readdirSync(namespaceFolder)
-          .filter((name) => name.startsWith(prefix))
-          .map((name) => name.slice(prefix.length))
+          .filter((name) => name.startsWith(this.#prefix) && !ours.has(name))
+          .map((name) => name.slice(this.#prefix.length))
       : []
+  }
+
+  /** Removes the namespaces that nobody uses yet. */
+  async dropSpares(): Promise<void> {
+    this.#closed = true
+    await this.#refilling
+    for (const made of this.#spares.splice(0)) await this.#unmake(made)
   }
 
   /** Removes the packet filter of this server. */
@@ -109,12 +155,12 @@ export class EgressNetwork {
     await runCommand('nft', ['delete', 'table', 'inet', this.#table]).catch(() => undefined)
   }
 
-  get #table(): string {
-    return `thaw_${this.#tag}`
+  get #prefix(): string {
+    return `thaw-${this.#tag}-`
   }
 
-  #namespace(id: string): string {
-    return `thaw-${this.#tag}-${id}`
+  get #table(): string {
+    return `thaw_${this.#tag}`
   }
 
   /** An interface name has at most 15 characters. */

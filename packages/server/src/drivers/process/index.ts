@@ -34,6 +34,9 @@ const uidCount = 60_000
 /** Marks the processes of a sandbox where they all run as the server's own user. */
 const marker = 'THAW_SANDBOX_ID'
 
+/** How long the last output of a program that ended is waited for. */
+const lastOutputMs = 500
+
 interface Running {
   child: ChildProcess
   identity: ProcessIdentity | null
@@ -127,8 +130,13 @@ export class ProcessDriver implements Driver {
     })
     child.stdout?.on('data', (bytes: Buffer) => spec.onOutput?.('stdout', bytes))
     child.stderr?.on('data', (bytes: Buffer) => spec.onOutput?.('stderr', bytes))
+    const closed = new Promise<void>((resolve) => child.once('close', () => resolve()))
     const exit = new Promise<Exit>((resolve) => {
-      child.once('exit', (code, signal) => resolve({ code, signal, out_of_memory: false }))
+      child.once('exit', (code, signal) => {
+        // What it printed last may still be on its way; a daemon that it left behind may hold its output open for ever.
+        const outputIsThere = Promise.race([closed, new Promise<void>((enough) => setTimeout(enough, lastOutputMs).unref())])
+        void outputIsThere.then(() => resolve({ code, signal, out_of_memory: false }))
+      })
     })
     return new Promise((resolve, reject) => {
       child.once('error', (cause) => reject(new ThawError('driver_failed', `${program} cannot be started: ${cause.message}`, { cause })))
