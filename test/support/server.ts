@@ -5,7 +5,7 @@ import { createInterface } from 'node:readline'
 import type { DriverKind } from '@thaw/protocol'
 import { Thaw } from '@thaw/sdk'
 import { probeDrivers, runServer } from '@thaw/server'
-import { onTestFailed } from 'vitest'
+import { onTestFailed, onTestFinished } from 'vitest'
 import { tempDir } from './temp.ts'
 
 export interface TestServer extends AsyncDisposable {
@@ -63,6 +63,8 @@ export async function startChildServer(
     if (child.exitCode === null && child.signalCode === null) child.kill(signal)
     await exited
   }
+  // Also where a test fails before it comes to its end.
+  onTestFinished(() => end('SIGTERM'))
   return { url, thaw: new Thaw({ url }), process: child, kill: () => end('SIGKILL'), [Symbol.asyncDispose]: () => end('SIGTERM') }
 }
 
