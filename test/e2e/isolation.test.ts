@@ -56,7 +56,7 @@ describe.skipIf(skip !== null)(`a function in a container${skip === null ? '' : 
     writeFileSync('/var/tmp/thaw-host-secret', 'secret')
     expect(
       await inside(
-        'result = [os.path.exists(p) for p in ("/var/tmp/thaw-host-secret", "/root/.bashrc", "/work", "/etc/shadow", "/var/lib/thaw")]',
+        'result = [os.path.exists(p) for p in ("/var/tmp/thaw-host-secret", "/root/.bashrc", "/var/cache/thaw/images", "/etc/shadow", "/var/lib/thaw")]',
       ),
     ).toEqual([false, false, false, expect.any(Boolean), false])
     // The image has a shadow file of its own; it is not readable.
