@@ -94,7 +94,7 @@ class EventLoop:
             runtime.fail(invocation, error)
 
     async def _answer_pieces(self, invocation, head, pieces):
-        from _thaw_runtime import AnswerStream
+        from _thaw_calls import AnswerStream
 
         stream = AnswerStream(self._runtime, invocation, head)
         try:

@@ -6,132 +6,54 @@ the main thread only reads; handlers run on threads or, when they are async, on 
 Only what every start needs is imported at the top, and C modules rather than the packages around them.
 """
 
-import io
 import os
 import sys
 from _contextvars import ContextVar, copy_context
 from _socket import AF_UNIX, MSG_DONTWAIT, SOCK_STREAM
 from _socket import socket as Socket
-from _struct import Struct
 from _thread import RLock, allocate_lock, start_new_thread
-from time import perf_counter, time
+from time import perf_counter
 
+from _thaw_calls import AnswerStream, Context, Invocation, Threads
+from _thaw_code import import_module, reseed
+from _thaw_frames import (
+    LOAD,
+    INVOKE,
+    BODY,
+    BODY_END,
+    CANCEL,
+    HOOK,
+    PING,
+    HELLO,
+    READY,
+    LOAD_FAILED,
+    RESULT,
+    CHUNK,
+    END,
+    FAILED,
+    LOG,
+    HOOK_DONE,
+    PONG,
+    HEADER,
+    META_SIZE,
+    WHOLE,
+    Reader,
+    meta_bytes,
+)
+from _thaw_logs import MAX_HELD_LOG_BYTES, LogText, whole_characters
 from _thaw_values import (
-    BYTES_TYPE,
-    JSON_TYPE,
     PIECE_BYTES,
-    TEXT_TYPE,
     encode_answer,
     encode_json,
-    encode_piece,
     event_of,
     failure_of,
     http_answer,
     parse_json,
-    piece_type,
     positional_arguments,
     runtime_version,
 )
 
-LOAD, INVOKE, BODY, BODY_END, CANCEL, HOOK, PING = 0x01, 0x02, 0x03, 0x04, 0x05, 0x06, 0x07
-HELLO, READY, LOAD_FAILED, RESULT, CHUNK, END, FAILED, LOG, HOOK_DONE, PONG = range(0x80, 0x8A)
-
-HEADER = Struct(">IBI")
-META_SIZE = Struct(">I")
-MAX_PAYLOAD_BYTES = 1024 * 1024 + 64 * 1024
-# A line this long is cut: memory of an instance is not for log lines without an end.
-MAX_HELD_LOG_BYTES = 64 * 1024
-
 CO_COROUTINE, CO_ASYNC_GENERATOR = 0x80, 0x200
-
-
-def meta_bytes(meta):
-    data = encode_json(meta)
-    return META_SIZE.pack(len(data)) + data
-
-
-# The metas of almost all results, encoded once.
-WHOLE = {kind: meta_bytes({"content_type": kind, "more": False}) for kind in (JSON_TYPE, TEXT_TYPE, BYTES_TYPE)}
-
-
-class Reader:
-    """Frames out of the bytes of a connection."""
-
-    def __init__(self, conn):
-        self._receive = conn.recv_into
-        self._view = memoryview(bytearray(64 * 1024))
-        self._start = 0
-        self._end = 0
-
-    def next(self, flags=0):
-        """(type, stream, payload). With MSG_DONTWAIT: None when no whole frame is there yet."""
-        while True:
-            start = self._start
-            there = self._end - start
-            needed = 9
-            if there >= 9:
-                length, kind, stream = HEADER.unpack_from(self._view, start)
-                if not 5 <= length <= MAX_PAYLOAD_BYTES + 5:
-                    os._exit(1)
-                needed = length + 4
-                if there >= needed:
-                    payload = bytes(self._view[start + 9 : start + needed])
-                    if there == needed:
-                        self._start = self._end = 0
-                    else:
-                        self._start = start + needed
-                    return kind, stream, payload
-            if start + needed > len(self._view):
-                self._make_room(needed)
-            try:
-                received = self._receive(self._view[self._end :], 0, flags)
-            except BlockingIOError:
-                return None
-            except OSError:
-                received = 0
-            if received == 0:
-                os._exit(0)
-            self._end += received
-
-    def _make_room(self, needed):
-        rest = bytes(self._view[self._start : self._end])
-        if needed > len(self._view):
-            self._view = memoryview(bytearray(needed + 64 * 1024))
-        self._view[: len(rest)] = rest
-        self._start = 0
-        self._end = len(rest)
-
-
-class Context:
-    """What a handler may know of its invocation."""
-
-    __slots__ = ("invocation_id", "attempt", "deadline_ms", "function_name", "function_version", "memory_limit_mib")
-
-    def __init__(self, meta, load):
-        self.invocation_id = meta["id"]
-        self.attempt = meta["attempt"]
-        self.deadline_ms = meta["deadline_ms"]
-        self.function_name = load["function"]
-        self.function_version = load["version"]
-        self.memory_limit_mib = load["memory_mib"]
-
-    def remaining_ms(self):
-        """Milliseconds until the worker gives up on this invocation; never negative."""
-        return max(0, int(self.deadline_ms - time() * 1000))
-
-
-class Invocation:
-    __slots__ = ("stream", "meta", "body", "held", "done", "cancelled", "task")
-
-    def __init__(self, stream, meta, body):
-        self.stream = stream
-        self.meta = meta
-        self.body = body
-        # Output without its line end, by source: index 1 and 2.
-        self.held = None
-        self.done = False
-        self.cancelled = False
-        self.task = None
 
 
 class Runtime:
@@ -472,179 +394,6 @@ class Runtime:
             done["error"] = failure_of(error)
         self.flush_held(0, self.stray)
         self.send_frame(HOOK_DONE, 0, encode_json(done))
-
-
-class AnswerStream:
-    """An answer in pieces: each is sent as it comes; the first decides on the content type."""
-
-    def __init__(self, runtime, invocation, head):
-        self._runtime = runtime
-        self._invocation = invocation
-        self._head = head or {}
-        self._kind = None
-
-    def write(self, piece):
-        stream = self._invocation.stream
-        frames = b""
-        if self._kind is None:
-            kind = piece_type(piece)
-            data = encode_piece(kind, piece)
-            self._kind = kind
-            meta = meta_bytes(dict({"content_type": kind, "more": True}, **self._head))
-            frames = HEADER.pack(len(meta) + 5, RESULT, stream) + meta
-        else:
-            data = encode_piece(self._kind, piece)
-        for offset in range(0, len(data), PIECE_BYTES):
-            part = data[offset : offset + PIECE_BYTES]
-            self._runtime.send(frames + HEADER.pack(len(part) + 5, CHUNK, stream) + part)
-            frames = b""
-        if frames:
-            self._runtime.send(frames)
-
-    def end(self):
-        if self._kind is None:
-            self._runtime.answer_whole(self._invocation, self._head, "")
-        elif self._runtime.finish(self._invocation):
-            self._runtime.send_frame(END, self._invocation.stream)
-
-
-class Threads:
-    """As many threads as were ever needed at once, at most `limit`."""
-
-    def __init__(self, run, limit):
-        from _queue import SimpleQueue
-        from threading import Semaphore, Thread
-
-        self._thread = Thread
-        self._run = run
-        self._limit = limit
-        self._count = 0
-        self._idle = Semaphore(0)
-        self._queue = SimpleQueue()
-
-    def put(self, invocation):
-        self._queue.put(invocation)
-        if not self._idle.acquire(blocking=False) and self._count < self._limit:
-            self._count += 1
-            self._thread(target=self._work, name="invocations-%d" % self._count, daemon=True).start()
-
-    def _work(self):
-        while True:
-            self._run(self._queue.get())
-            self._idle.release()
-
-
-class LogBytes(io.BufferedIOBase):
-    """sys.stdout.buffer: bytes on their way to the log."""
-
-    def __init__(self, runtime, source):
-        self._runtime = runtime
-        self._source = source
-
-    def writable(self):
-        return True
-
-    def fileno(self):
-        return self._source
-
-    def write(self, data):
-        data = bytes(data)
-        self._runtime.log(self._source, data)
-        return len(data)
-
-    def flush(self):
-        self._runtime.flush_log(self._source)
-
-    # The log outlives whoever closes its stream: argparse, click and the interpreter's end do.
-    def close(self):
-        self.flush()
-
-
-class LogText(io.TextIOBase):
-    """sys.stdout or sys.stderr: lines become log frames of the invocation that printed them."""
-
-    encoding = "utf-8"
-    errors = "backslashreplace"
-    newlines = None
-    line_buffering = True
-    write_through = False
-    mode = "w"
-
-    def __init__(self, runtime, source):
-        self._runtime = runtime
-        self._source = source
-        self.name = "<stdout>" if source == 1 else "<stderr>"
-        self.buffer = LogBytes(runtime, source)
-
-    def writable(self):
-        return True
-
-    def isatty(self):
-        return False
-
-    def fileno(self):
-        return self._source
-
-    def write(self, text):
-        if not isinstance(text, str):
-            raise TypeError("write() argument must be str, not " + type(text).__name__)
-        self._runtime.log(self._source, text.encode("utf-8", "backslashreplace"))
-        return len(text)
-
-    def flush(self):
-        self._runtime.flush_log(self._source)
-
-    def reconfigure(self, **_options):
-        """Accepted and without effect, so that code which sets an encoding runs."""
-
-    def close(self):
-        self.flush()
-
-
-def whole_characters(data):
-    """How much of `data` may be sent without cutting a UTF-8 character in two."""
-    end = len(data)
-    for back in range(1, min(4, end) + 1):
-        byte = data[end - back]
-        if byte & 0xC0 == 0x80:
-            continue
-        size = 1 if byte < 0x80 else 2 if byte < 0xE0 else 3 if byte < 0xF0 else 4
-        return end - back if size > back and end > back else end
-    return end
-
-
-def import_module(name, code_dir):
-    path = os.path.join(code_dir, *name.split(".")) + ".py"
-    loaded = sys.modules.get(name)
-    if os.path.isfile(path) and (loaded is not None or name in sys.builtin_module_names):
-        # A file named like a module that Python itself runs on (json.py, time.py): it gets another name, or the import
-        # would answer with the other one.
-        import importlib.util
-
-        other = "_thaw_handler_" + name
-        spec = importlib.util.spec_from_file_location(other, path)
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[other] = module
-        spec.loader.exec_module(module)
-        return module
-    try:
-        __import__(name)
-    except ModuleNotFoundError as error:
-        if error.name is not None and (error.name == name or name.startswith(error.name + ".")):
-            missing = name.replace(".", "/") + ".py"
-            raise ModuleNotFoundError("the code has no file %s" % missing, name=error.name) from None
-        raise
-    return sys.modules[name]
-
-
-def reseed():
-    """Instances of one snapshot would otherwise draw the same numbers."""
-    random = sys.modules.get("random")
-    if random is not None:
-        random.seed()
-    numpy_random = sys.modules.get("numpy.random")
-    if numpy_random is not None:
-        numpy_random.seed()
 
 
 def accept_one(path):
