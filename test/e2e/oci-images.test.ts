@@ -40,7 +40,7 @@ describe.skipIf(skip !== null)(`functions from OCI images${skip === null ? '' : 
   beforeAll(async () => {
     mkdirSync(imagesDir, { mode: 0o755 })
     registry = await startRegistry()
-    server = await startServer({ driver: 'oci', images_dir: imagesDir })
+    server = await startServer({ driver: 'oci', images_dir: imagesDir, pools: { size: 0 } })
   })
   afterAll(async () => {
     await server?.[Symbol.asyncDispose]()

@@ -272,10 +272,11 @@ export class Functions {
       await this.#activate(row, { ...versionRow, image_digest: image.digest })
       return null
     } catch (caught) {
-      const error = toThawError(caught)
+      const failure = toThawError(caught)
       // A server that stops does not fail the version: the next start takes it up.
-      if (signal.aborted) return error
-      log.line(`failed: ${error.message}`)
+      if (signal.aborted) return failure
+      log.line(`failed: ${failure.message}`)
+      const error = withLog(failure, log.tail())
       this.#parts.log.info({ err: error, function: row.name, version: version.number }, 'version failed')
       await this.#parts.store.functions.updateVersion(version.id, {
         state: 'failed',
@@ -370,4 +371,10 @@ export class Functions {
       updated_at: new Date(live.row.updated_at).toISOString(),
     }
   }
+}
+
+/** Whoever waits for a deploy gets the end of its log with the error: the log itself goes with the version. */
+function withLog(error: ThawError, tail: string): ThawError {
+  const details = { ...(typeof error.details === 'object' ? error.details : {}), log: tail }
+  return new ThawError(error.code, error.message, { fix: error.fix, details, cause: error.cause ?? error })
 }
