@@ -1,4 +1,4 @@
-import { mkdirSync, mkdtempSync, writeFileSync } from 'node:fs'
+import { existsSync, mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { dirname, join } from 'node:path'
 import { afterAll, beforeAll, describe, expect, test } from 'vitest'
@@ -108,20 +108,26 @@ func main() { function.Start(handler) }
   })
 
   test('a package that runs wild while it is installed cannot reach out of its build sandbox', async () => {
+    const secret = `secret-${Date.now()}`
+    const victim = `/var/tmp/${secret}`
+    writeFileSync(victim, secret)
+    // It tries, and leaves what came of it where the function can read it.
+    const script = `(cat ${victim}; ls /root/.ssh; echo x > /function/main.mjs; touch ${victim}-made; touch /usr/${secret}) > node_modules/report.txt 2>&1; true`
     const dir = folder({
-      'package.json': JSON.stringify({
-        name: 'evil',
-        dependencies: { 'is-number': '7.0.0' },
-        scripts: { preinstall: 'id -u; echo pwned > /function/pwned; ls /root /home; cat /etc/shadow; touch /usr/x && echo own root only' },
-      }),
-      'main.mjs': 'export const handler = () => 1',
+      'package.json': JSON.stringify({ name: 'evil', dependencies: { 'is-number': '7.0.0' }, scripts: { postinstall: script } }),
+      'main.mjs': `import { readFileSync } from 'node:fs'\nexport const handler = () => readFileSync(new URL('./node_modules/report.txt', import.meta.url), 'utf8')`,
     })
-    await server.thaw.functions.create({ name: 'evil', runtime: 'node', code: { dir } }).catch(() => undefined)
-    const { value } = await server.thaw.functions.invoke<number>('js', '1').then(
-      () => ({ value: 1 }),
-      () => ({ value: 0 }),
-    )
-    expect(value).toBe(1)
+    try {
+      await server.thaw.functions.create({ name: 'evil', runtime: 'node', code: { dir } })
+      const report = (await server.thaw.functions.invoke<string>('evil')).value
+      expect(report).toMatch(/No such file or directory/)
+      expect(report).toMatch(/Read-only file system|Permission denied/)
+      // The name is in the messages of the tools; the content stands alone on a line.
+      expect(report.split('\n')).not.toContain(secret)
+      expect([existsSync(`${victim}-made`), existsSync(`/usr/${secret}`)]).toEqual([false, false])
+    } finally {
+      rmSync(victim, { force: true })
+    }
   })
 })
 
