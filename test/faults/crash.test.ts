@@ -37,6 +37,9 @@ for (const driver of ['process', 'oci'] as const) {
       expect((await second.thaw.functions.invoke<string>('sleeper', 0)).value).toBe('slept')
       await second.thaw.functions.delete('sleeper')
       expect(residueOf(dataDir)).toEqual({ ...nothing, processes: [expect.stringContaining('main.ts')] })
+      // The namespaces that a running server keeps ready go with it: then not one may be left, of either server.
+      await second[Symbol.asyncDispose]()
+      expect(residueOf(dataDir, 'stopped')).toEqual(nothing)
     })
 
     test('fault 53: during deploys and starts, at ten moments: what is listed works, and nothing is left', async () => {
