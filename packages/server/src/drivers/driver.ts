@@ -6,10 +6,12 @@ import type { Abilities, DriverKind, NetworkMode, Probe, Resources } from '@thaw
  *
  * Lifecycle of a sandbox, as a driver sees it:
  *
- *     prepare(image) ─→ create(spec) ─→ running ─→ exit ─→ destroy(id)
- *                                          └──────────────────┘
+ *     prepare(image) ─→ create(spec) ─→ running ⇄ paused ─→ exit ─→ destroy(id)
+ *                          ↑               └───────────────────────────┘
+ *                          └── snapshot(id, target) of a running or paused one
  *
  * - `create` resolves when the sandbox is ready for use (see `CreateSpec.ready`), or rejects and leaves nothing behind.
+ * - Sandboxes outlive the server: after a restart whoever knows an id goes on using it.
  * - A sandbox that exited stays known, with what it leaves on disk, until `destroy`.
  * - `destroy` works from every state, also for an id that the driver never saw or that an earlier process of ours
  *   made: afterwards no process, mount, cgroup, network namespace, socket or file of that id exists.
@@ -47,8 +49,27 @@ export interface Driver {
   /** Resolves when the first process of the sandbox has ended, however it ended. */
   wait(id: string): Promise<Exit>
 
-  /** A byte stream to a port inside, or to the runtime's socket. Never goes through an IP route to the sandbox. */
+  /**
+   * A byte stream to one of the sockets that a sandbox shares with its driver. Never goes through an IP route to the
+   * sandbox; ports inside are reached through the agent.
+   */
   dial(id: string, port: Port): Promise<Duplex>
+
+  /** Stops all processes of the sandbox where they are; memory is kept. Idempotent. With `abilities.pause`. */
+  pause?(id: string): Promise<void>
+
+  /** Lets them go on. Idempotent. */
+  resume?(id: string): Promise<void>
+
+  /**
+   * Writes what the sandbox is into `target.dir`, an empty folder. It goes on afterwards as it was, running or paused, or,
+   * with `target.stop`, has ended; also when this rejects, except that it may have ended then with `stop`. Whoever has
+   * connections to the sandbox closes them before. With `abilities.snapshot`.
+   */
+  snapshot?(id: string, target: SnapshotTarget): Promise<SnapshotResult>
+
+  /** Removes what a snapshot keeps outside its folder (an image in an engine). Idempotent. */
+  dropSnapshot?(source: SnapshotSource): Promise<void>
 
   /** Ends and removes the sandbox and all that belongs to it. Idempotent. */
   destroy(id: string): Promise<void>
@@ -56,11 +77,40 @@ export interface Driver {
   close(): Promise<void>
 }
 
-/** What can be dialled: the Unix socket on which the runtime listens, and that of the web server which it runs. */
-export type Port = 'runtime' | 'http'
+/**
+ * What can be dialled: the Unix sockets on which the runtime listens, the web server which the runtime runs, and the agent.
+ */
+export type Port = 'runtime' | 'http' | 'agent'
 
 /** Their names, in the folder that a sandbox shares with its driver (`insidePaths.runDir`). */
-export const socketNames = { runtime: 'runtime.sock', http: 'http.sock' } as const satisfies Record<Port, string>
+export const socketNames = { runtime: 'runtime.sock', http: 'http.sock', agent: 'agent.sock' } as const satisfies Record<Port, string>
+
+export type SnapshotKind = 'filesystem' | 'memory'
+
+export interface SnapshotTarget {
+  /** Empty, private folder of the host, on the disk of the snapshots. */
+  dir: string
+  kind: SnapshotKind
+  /** End the sandbox at the moment of the snapshot (hibernation): nothing that happens after it is lost. */
+  stop: boolean
+  signal?: AbortSignal
+}
+
+export interface SnapshotResult {
+  /** How long no process of the sandbox ran. */
+  frozen_ms: number
+  /** What must be the same where it is restored: versions of engine, kernel, processor features. */
+  fingerprint: Record<string, string>
+  /** What the driver wants to see again at restore, apart from the files. */
+  state: Record<string, unknown>
+}
+
+/** A snapshot to start from, whose files were checked by whoever keeps it. */
+export interface SnapshotSource {
+  dir: string
+  kind: SnapshotKind
+  state: Record<string, unknown>
+}
 
 /** An image on disk: a folder tree, owned as the sandbox's users see it before any shift of ids. */
 export interface ImageSource {
@@ -99,12 +149,20 @@ export interface CreateSpec {
   slot?: string
   resources: Resources
   network: NetworkMode
+  /**
+   * Start from this instead of from nothing. Kind `filesystem`: argv starts on the files that were kept. Kind `memory`: the
+   * processes go on; argv, env and cwd are not looked at. `image` is the one of the sandbox that was snapshotted.
+   */
+  snapshot?: SnapshotSource
   /** Who runs argv: an ordinary user, or root of the sandbox (never of the host). */
   user: 'function' | 'root'
   /** `writable`: changes of the root file system are kept until destroy; else only /tmp can be written. */
   root: 'readonly' | 'writable'
-  /** `runtime`: wait until the runtime listens on its socket; `started`: until argv runs. */
-  ready: 'runtime' | 'started'
+  /**
+   * `runtime`, `agent`: wait until that one listens on its socket; `started`: until argv runs. A sandbox with an agent
+   * does not depend on the server: its output goes nowhere.
+   */
+  ready: 'runtime' | 'agent' | 'started'
   /** Longest wait for readiness. */
   start_timeout_ms: number
   /** Raw stdout and stderr of the first process. Called until exit; must not throw. */
@@ -124,9 +182,12 @@ export interface Handle {
 }
 
 export interface SandboxStatus {
-  state: 'running' | 'exited'
+  state: 'running' | 'paused' | 'exited'
   pid: number | null
   memory_bytes: number | null
+  /** Processor time used since it was created or restored; null where the driver cannot tell. */
+  cpu_ms: number | null
+  processes: number | null
   /** The kernel has killed a process of the sandbox because its memory limit was reached; others may still run. */
   out_of_memory: boolean
 }
@@ -144,6 +205,9 @@ export const insidePaths = {
   runtimeDir: '/thaw/runtime',
   runDir: '/thaw/run',
   runtimeSocket: '/thaw/run/runtime.sock',
+  agentSocket: '/thaw/run/agent.sock',
+  /** The agent's program, in the folder where other sandboxes have their runtime. */
+  agent: '/thaw/runtime/thaw-agent',
   codeDir: '/function',
 } as const
 

@@ -33,6 +33,11 @@ export function isAlive(identity: ProcessIdentity): boolean {
   return stat !== null && stat.startTicks === identity.startTicks && stat.state !== 'Z' && stat.state !== 'X'
 }
 
+/** R, S, D, T, Z …, as in proc(5); X when it is gone. */
+export function stateOf(pid: number): string {
+  return readStat(pid)?.state ?? 'X'
+}
+
 /** Sends a signal to exactly this process; false when it is gone. */
 export function signalProcess(identity: ProcessIdentity, signal: NodeJS.Signals): boolean {
   if (!isAlive(identity)) return false
@@ -74,4 +79,30 @@ export async function waitUntil(condition: () => boolean, timeoutMs: number): Pr
     pause = Math.min(pause * 2, 50)
   }
   return true
+}
+
+const watchMs = 200
+const watched = new Map<ProcessIdentity, (() => void)[]>()
+let watcher: NodeJS.Timeout | undefined
+
+/**
+ * Resolves when a process has ended that is not our child, so that nobody tells us. One timer looks after all of them; it
+ * does not keep the server alive.
+ */
+export function whenEnded(identity: ProcessIdentity): Promise<void> {
+  return new Promise((resolve) => {
+    const waiting = watched.get(identity)
+    if (waiting === undefined) watched.set(identity, [resolve])
+    else waiting.push(resolve)
+    watcher ??= setInterval(() => {
+      for (const [process, resolves] of watched) {
+        if (isAlive(process)) continue
+        watched.delete(process)
+        for (const done of resolves) done()
+      }
+      if (watched.size > 0) return
+      clearInterval(watcher)
+      watcher = undefined
+    }, watchMs).unref()
+  })
 }

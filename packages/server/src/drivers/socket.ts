@@ -6,7 +6,7 @@ import { ThawError } from '@thaw/protocol'
 const O_PATH = 0x200000
 
 /**
- * Resolves when `path` exists. The folder must exist; the runtime renames its socket to this name once it listens.
+ * Resolves when `path` exists. The folder must exist; the runtime may rename its socket to this name once it listens.
  * Rejects when `signal` aborts, with its reason.
  */
 export function waitForName(path: string, signal: AbortSignal): Promise<void> {
@@ -44,14 +44,24 @@ export function connectUnixSocket(path: string): Promise<Socket> {
     closeSync(fd)
     return Promise.reject(new ThawError('driver_failed', 'What the sandbox offers as its socket is not one.'))
   }
+  return connectTo(`/proc/self/fd/${fd}`, refusedTries).finally(() => closeSync(fd))
+}
+
+/** A socket has a name before it listens; a program needs a moment between the two. */
+const refusedTries = 20
+const refusedPauseMs = 5
+
+function connectTo(path: string, tries: number): Promise<Socket> {
   return new Promise((resolve, reject) => {
-    const socket = connect(`/proc/self/fd/${fd}`)
-    socket.once('error', (cause) => {
-      closeSync(fd)
+    const socket = connect(path)
+    socket.once('error', (cause: NodeJS.ErrnoException) => {
+      if (cause.code === 'ECONNREFUSED' && tries > 1) {
+        setTimeout(() => connectTo(path, tries - 1).then(resolve, reject), refusedPauseMs)
+        return
+      }
       reject(new ThawError('driver_failed', 'The socket of the sandbox cannot be connected to.', { cause }))
     })
     socket.once('connect', () => {
-      closeSync(fd)
       socket.removeAllListeners('error')
       resolve(socket)
     })

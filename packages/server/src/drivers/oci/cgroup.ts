@@ -1,6 +1,7 @@
 import { existsSync, readdirSync, readFileSync, rmdirSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
-import type { Resources } from '@thaw/protocol'
+import { type Resources, ThawError } from '@thaw/protocol'
+import { waitUntil } from '../processes.ts'
 
 /**
  * Control groups of this host. On a v2 host there is one tree; on a v1 or hybrid host every controller has a tree of
@@ -14,6 +15,11 @@ export interface Cgroups {
   oomKills(path: string): number
   /** Process ids in the group. */
   processes(path: string): number[]
+  /** Processor time that the group has used, in milliseconds, or null when it is gone. */
+  cpuMs(path: string): number | null
+  /** Stops all processes of the group, or lets them go on. Resolves when it holds for every one. */
+  freeze(path: string, frozen: boolean): Promise<void>
+  frozen(path: string): boolean
   /** Names of the groups right below `path`. */
   children(path: string): string[]
   /** Sets the limits of the group. Throws when it holds more than it is to have. */
@@ -41,6 +47,20 @@ function readNumbers(path: string): number[] {
   } catch {
     return []
   }
+}
+
+/** The text of a file, without the space around it; THAWED where there is none. */
+function readText(path: string): string {
+  try {
+    return readFileSync(path, 'latin1').trim()
+  } catch {
+    return 'THAWED'
+  }
+}
+
+async function settled(path: string, condition: () => boolean): Promise<void> {
+  if (!(await waitUntil(condition, 10_000)))
+    throw new ThawError('driver_failed', `The processes of ${path} cannot be stopped or continued.`)
 }
 
 function readNumber(path: string): number | null {
@@ -91,6 +111,12 @@ function v2(root: string): Cgroups {
     memoryBytes: (path) => readNumber(join(root, path, 'memory.current')),
     oomKills: (path) => readKey(join(root, path, 'memory.events'), 'oom_kill'),
     processes: (path) => readNumbers(join(root, path, 'cgroup.procs')),
+    cpuMs: (path) => (existsSync(join(root, path)) ? Math.round(readKey(join(root, path, 'cpu.stat'), 'usage_usec') / 1000) : null),
+    freeze: async (path, frozen) => {
+      writeFileSync(join(root, path, 'cgroup.freeze'), frozen ? '1' : '0')
+      await settled(path, () => readKey(join(root, path, 'cgroup.events'), 'frozen') === (frozen ? 1 : 0))
+    },
+    frozen: (path) => readKey(join(root, path, 'cgroup.events'), 'frozen') === 1,
     children: (path) => subfolders(join(root, path)),
     limit: (path, { memory_mib, pids, cpus }) => {
       const write = (file: string, value: string) => writeFileSync(join(root, path, file), value)
@@ -113,6 +139,20 @@ function v1(root: string): Cgroups {
     memoryBytes: (path) => readNumber(join(memory, path, 'memory.usage_in_bytes')),
     oomKills: (path) => readKey(join(memory, path, 'memory.oom_control'), 'oom_kill'),
     processes: (path) => readNumbers(join(memory, path, 'cgroup.procs')),
+    cpuMs: (path) => {
+      const nanoseconds = readNumber(join(root, 'cpuacct', path, 'cpuacct.usage'))
+      return nanoseconds === null ? null : Math.round(nanoseconds / 1e6)
+    },
+    freeze: async (path, frozen) => {
+      const file = join(root, 'freezer', path, 'freezer.state')
+      const wanted = frozen ? 'FROZEN' : 'THAWED'
+      // The kernel may stay at FREEZING when a process was forked meanwhile: it is asked again.
+      await settled(path, () => {
+        writeFileSync(file, wanted)
+        return readFileSync(file, 'latin1').trim() === wanted
+      })
+    },
+    frozen: (path) => readText(join(root, 'freezer', path, 'freezer.state')) !== 'THAWED',
     children: (path) => [...new Set(trees.flatMap((tree) => subfolders(join(root, tree, path))))],
     limit: (path, { memory_mib, pids, cpus }) => {
       const file = join(memory, path, 'memory.limit_in_bytes')

@@ -7,7 +7,7 @@ import { type Probe, ThawError } from '@thaw/protocol'
 import { runCommand } from '../command.ts'
 import type { BindSpec, CreateSpec, Driver, Exit, Handle, ImageSource, Port, Prepared, SandboxStatus } from '../driver.ts'
 import { idShift, socketNames } from '../driver.ts'
-import { findProcesses, identify, isAlive, type ProcessIdentity, signalProcess, waitUntil } from '../processes.ts'
+import { findProcesses, identify, isAlive, type ProcessIdentity, signalProcess, waitUntil, whenEnded } from '../processes.ts'
 import { connectUnixSocket, waitForName } from '../socket.ts'
 import { startWithin } from '../starting.ts'
 import { type Cgroups, openCgroups } from './cgroup.ts'
@@ -42,7 +42,7 @@ interface Running {
  */
 export class OciDriver implements Driver {
   readonly kind = 'oci'
-  readonly abilities = { isolation: 'container', pause: false, snapshot: 'none' } as const
+  readonly abilities = { isolation: 'container', pause: true, snapshot: 'none' } as const
   readonly #engine: string
   readonly #sandboxesDir: string
   readonly #stateDir: string
@@ -115,8 +115,8 @@ export class OciDriver implements Driver {
     signal.throwIfAborted()
 
     const failed = new AbortController()
-    const ready =
-      spec.ready === 'runtime' ? waitForName(join(runDir, 'runtime.sock'), AbortSignal.any([signal, failed.signal])) : Promise.resolve()
+    const stop = AbortSignal.any([signal, failed.signal])
+    const ready = spec.ready === 'started' ? Promise.resolve() : waitForName(join(runDir, socketNames[spec.ready]), stop)
     ready.catch(() => undefined)
     const running = await this.#runEngine(spec, dir)
     this.#running.set(spec.id, running)
@@ -132,7 +132,8 @@ export class OciDriver implements Driver {
    * exit code of argv is what matters, the engine stays as its parent and hands the code on.
    */
   #runEngine(spec: CreateSpec, dir: string): Promise<Running> {
-    const detach = spec.ready === 'runtime'
+    const detach = spec.ready !== 'started'
+    const silent = spec.ready === 'agent'
     const pidFile = join(dir, 'pid')
     // A session keyring of its own would count against the 200 keys that the kernel gives one user, and all sandboxes are one
     // user to it. Code inside can reach no keyring: its system calls are refused.
@@ -148,10 +149,13 @@ export class OciDriver implements Driver {
       '--bundle',
       dir,
     ]
-    const child = spawn(this.#engine, [...args, ...(detach ? ['--detach'] : []), spec.id], { stdio: ['ignore', 'pipe', 'pipe'] })
+    const child = spawn(this.#engine, [...args, ...(detach ? ['--detach'] : []), spec.id], {
+      // A pipe would end with the server, and could not be part of a snapshot.
+      stdio: silent ? 'ignore' : ['ignore', 'pipe', 'pipe'],
+    })
     let lastError = ''
-    child.stdout.on('data', (bytes: Buffer) => spec.onOutput?.('stdout', bytes))
-    child.stderr.on('data', (bytes: Buffer) => {
+    child.stdout?.on('data', (bytes: Buffer) => spec.onOutput?.('stdout', bytes))
+    child.stderr?.on('data', (bytes: Buffer) => {
       if (lastError.length < 4096) lastError += bytes.toString('utf8')
       spec.onOutput?.('stderr', bytes)
     })
@@ -192,9 +196,7 @@ export class OciDriver implements Driver {
    */
   async #watchExit(id: string, first: ProcessIdentity | null, outputClosed: Promise<unknown>): Promise<Exit> {
     await outputClosed
-    if (first !== null) {
-      while (isAlive(first)) await waitUntil(() => !isAlive(first), 60_000)
-    }
+    if (first !== null) await whenEnded(first)
     return { code: null, signal: null, out_of_memory: this.#oomKilled(id) }
   }
 
@@ -206,13 +208,31 @@ export class OciDriver implements Driver {
   async inspect(id: string): Promise<SandboxStatus | null> {
     if (!existsSync(this.#dir(id))) return null
     const first = this.#firstProcess(id)
-    const running = first !== null && isAlive(first)
+    const alive = first !== null && isAlive(first)
+    const cgroup = this.#cgroup(id)
     return {
-      state: running ? 'running' : 'exited',
-      pid: running ? first.pid : null,
-      memory_bytes: this.#cgroups.memoryBytes(this.#cgroup(id)),
+      state: !alive ? 'exited' : this.#cgroups.frozen(cgroup) ? 'paused' : 'running',
+      pid: alive ? first.pid : null,
+      memory_bytes: this.#cgroups.memoryBytes(cgroup),
+      cpu_ms: this.#cgroups.cpuMs(cgroup),
+      processes: this.#cgroups.processes(cgroup).length,
       out_of_memory: this.#oomKilled(id),
     }
+  }
+
+  async pause(id: string): Promise<void> {
+    await this.#cgroups.freeze(this.#alive(id), true)
+  }
+
+  async resume(id: string): Promise<void> {
+    await this.#cgroups.freeze(this.#alive(id), false)
+  }
+
+  /** The group of a sandbox that runs. */
+  #alive(id: string): string {
+    const first = this.#firstProcess(id)
+    if (first === null || !isAlive(first)) throw new ThawError('driver_failed', `The sandbox ${id} does not run.`)
+    return this.#cgroup(id)
   }
 
   async list(): Promise<string[]> {
@@ -243,6 +263,8 @@ export class OciDriver implements Driver {
     const cgroup = this.#cgroup(id)
     // Of an earlier server: its engine may still be at work on the container, and would finish it behind our back.
     if (!this.#running.has(id)) for (const pid of findProcesses((candidate) => isEngineOf(candidate, this.#dir(id)))) killQuietly(pid)
+    // What is frozen cannot end.
+    if (this.#cgroups.frozen(cgroup)) await this.#cgroups.freeze(cgroup, false).catch(() => undefined)
     const killed = await waitUntil(() => {
       // The first process takes its pid namespace with it; the group also has a runtime that was caught half-way.
       const pids = this.#cgroups.processes(cgroup)

@@ -15,7 +15,7 @@ import {
   type SandboxStatus,
   socketNames,
 } from '../driver.ts'
-import { findProcesses, identify, isAlive, type ProcessIdentity, uidOf, waitUntil } from '../processes.ts'
+import { findProcesses, identify, isAlive, type ProcessIdentity, stateOf, uidOf, waitUntil, whenEnded } from '../processes.ts'
 import { connectUnixSocket, waitForName } from '../socket.ts'
 import { startWithin } from '../starting.ts'
 
@@ -52,7 +52,7 @@ interface Running {
  */
 export class ProcessDriver implements Driver {
   readonly kind = 'process'
-  readonly abilities = { isolation: 'none', pause: false, snapshot: 'none' } as const
+  readonly abilities = { isolation: 'none', pause: true, snapshot: 'none' } as const
   readonly #dir: string
   readonly #asRoot = process.getuid?.() === 0
   readonly #running = new Map<string, Running>()
@@ -105,8 +105,8 @@ export class ProcessDriver implements Driver {
     signal.throwIfAborted()
 
     const failed = new AbortController()
-    const socket = join(dir, 'run', 'runtime.sock')
-    const ready = spec.ready === 'runtime' ? waitForName(socket, AbortSignal.any([signal, failed.signal])) : Promise.resolve()
+    const stop = AbortSignal.any([signal, failed.signal])
+    const ready = spec.ready === 'started' ? Promise.resolve() : waitForName(join(dir, 'run', socketNames[spec.ready]), stop)
     ready.catch(() => undefined)
     const running = await this.#spawn(spec, dir, uid)
     this.#running.set(spec.id, running)
@@ -123,7 +123,8 @@ export class ProcessDriver implements Driver {
     const child = spawn(program, args, {
       cwd: view(spec.cwd),
       env: { ...env, [marker]: spec.id, TMPDIR: join(dir, 'tmp'), HOME: join(dir, 'tmp') },
-      stdio: ['ignore', 'pipe', 'pipe'],
+      // Pipes would end with the server, which an agent outlives.
+      stdio: spec.ready === 'agent' ? 'ignore' : ['ignore', 'pipe', 'pipe'],
       // A session of its own: terminal signals of the server do not reach it.
       detached: true,
       ...(this.#asRoot ? { uid, gid: uid } : {}),
@@ -150,8 +151,35 @@ export class ProcessDriver implements Driver {
   async inspect(id: string): Promise<SandboxStatus | null> {
     if (!existsSync(join(this.#dir, id))) return null
     const identity = this.#running.get(id)?.identity
-    const alive = identity ? isAlive(identity) : this.#processes(id).length > 0
-    return { state: alive ? 'running' : 'exited', pid: alive ? (identity?.pid ?? null) : null, memory_bytes: null, out_of_memory: false }
+    const pids = this.#processes(id)
+    const alive = identity ? isAlive(identity) : pids.length > 0
+    return {
+      state: !alive ? 'exited' : pids.some(isStopped) ? 'paused' : 'running',
+      pid: alive ? (identity?.pid ?? pids[0] ?? null) : null,
+      memory_bytes: null,
+      cpu_ms: null,
+      processes: pids.length,
+      out_of_memory: false,
+    }
+  }
+
+  /** One by one: what forks meanwhile is found in the next round. */
+  async pause(id: string): Promise<void> {
+    await this.#signalUntil(id, 'SIGSTOP', (pid) => isStopped(pid))
+  }
+
+  async resume(id: string): Promise<void> {
+    await this.#signalUntil(id, 'SIGCONT', (pid) => !isStopped(pid))
+  }
+
+  async #signalUntil(id: string, signal: NodeJS.Signals, done: (pid: number) => boolean): Promise<void> {
+    if (this.#processes(id).length === 0) throw new ThawError('driver_failed', `The sandbox ${id} does not run.`)
+    const settled = await waitUntil(() => {
+      const left = this.#processes(id).filter((pid) => !done(pid))
+      for (const pid of left) killQuietly(pid, signal)
+      return left.length === 0
+    }, 10_000)
+    if (!settled) throw new ThawError('driver_failed', `Processes of sandbox ${id} cannot be stopped or continued.`)
   }
 
   async list(): Promise<string[]> {
@@ -161,7 +189,11 @@ export class ProcessDriver implements Driver {
   async wait(id: string): Promise<Exit> {
     const running = this.#running.get(id)
     if (running !== undefined) return running.exit
-    while (!(await waitUntil(() => this.#processes(id).length === 0, 60_000)));
+    // Of an earlier server: any process of it stands for it.
+    for (let pids = this.#processes(id); pids.length > 0; pids = this.#processes(id)) {
+      const identity = identify(pids[0] as number)
+      if (identity !== null) await whenEnded(identity)
+    }
     return { code: null, signal: null, out_of_memory: false }
   }
 
@@ -174,13 +206,7 @@ export class ProcessDriver implements Driver {
     if (!existsSync(dir)) return
     const ended = await waitUntil(() => {
       const pids = this.#processes(id)
-      for (const pid of pids) {
-        try {
-          process.kill(pid, 'SIGKILL')
-        } catch {
-          // Gone already.
-        }
-      }
+      for (const pid of pids) killQuietly(pid, 'SIGKILL')
       return pids.length === 0
     }, 10_000)
     if (!ended) throw new ThawError('driver_failed', `Processes of sandbox ${id} do not end.`)
@@ -233,6 +259,19 @@ export class ProcessDriver implements Driver {
     }
     throw new ThawError('driver_failed', 'No unused user id is left for a sandbox.')
   }
+}
+
+function killQuietly(pid: number, signal: NodeJS.Signals): void {
+  try {
+    process.kill(pid, signal)
+  } catch {
+    // Gone already.
+  }
+}
+
+/** Stopped by a signal; T of proc(5). */
+function isStopped(pid: number): boolean {
+  return stateOf(pid) === 'T'
 }
 
 function isZombie(pid: number): boolean {
