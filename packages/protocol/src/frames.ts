@@ -94,12 +94,18 @@ export function encodeMetaFrame(type: FrameType, stream: number, meta: unknown, 
   return frame
 }
 
-/** Splits the payload of an invoke or result frame. Throws FrameError when it is malformed. */
-export function decodeMetaPayload(payload: Buffer): { meta: unknown; body: Buffer } {
+/** Splits the payload of an invoke or result frame, without a look into its meta. Throws FrameError when it is malformed. */
+export function splitMetaPayload(payload: Buffer): { meta: Buffer; body: Buffer } {
   if (payload.length < 4) throw new FrameError('payload too short for its meta')
   const metaBytes = payload.readUInt32BE(0)
   if (metaBytes > payload.length - 4) throw new FrameError('meta is longer than the payload')
-  return { meta: parseJson(payload.subarray(4, 4 + metaBytes)), body: payload.subarray(4 + metaBytes) }
+  return { meta: payload.subarray(4, 4 + metaBytes), body: payload.subarray(4 + metaBytes) }
+}
+
+/** The same, with the meta parsed. */
+export function decodeMetaPayload(payload: Buffer): { meta: unknown; body: Buffer } {
+  const { meta, body } = splitMetaPayload(payload)
+  return { meta: parseJson(meta), body }
 }
 
 export function parseJson(payload: Buffer): unknown {

@@ -3,7 +3,6 @@ import {
   bodyChunkBytes,
   type CodeFailure,
   codeFailureSchema,
-  decodeMetaPayload,
   encodeFrame,
   encodeFrameHead,
   encodeJsonFrame,
@@ -22,6 +21,7 @@ import {
   type ResultMeta,
   readySchema,
   resultMetaSchema,
+  splitMetaPayload,
   ThawError,
 } from '@thaw/protocol'
 
@@ -41,6 +41,10 @@ export interface CallSink {
 
 /** A body: whole, or in pieces as they arrive. */
 export type CallBody = Buffer | AsyncIterable<Buffer>
+
+/** Bounds what an instance can make us keep. */
+const maxKnownMetas = 16
+const maxKnownMetaBytes = 128
 
 interface Call {
   sink: CallSink
@@ -69,6 +73,9 @@ export class RuntimeConnection {
   #waiting: { expect: 'hello' | 'ready'; resolve: (frame: Frame) => void; reject: (error: Error) => void } | undefined
   #early: Frame | undefined
   #greeted = false
+  #gathering = false
+  /** Metas of results that have been checked, by their bytes: nearly all calls of an instance have the same one. */
+  readonly #knownMetas = new Map<string, ResultMeta>()
 
   constructor(socket: Duplex, onLog: (source: LogSource, text: string) => void) {
     this.#socket = socket
@@ -114,7 +121,7 @@ export class RuntimeConnection {
     const stream = this.#nextStream++
     this.#calls.set(stream, { sink, streaming: false, cancelled: false })
     if (Buffer.isBuffer(body) && body.length <= bodyChunkBytes) {
-      this.#socket.write(encodeMetaFrame(frameTypes.invoke, stream, { ...meta, more: false }, body))
+      this.#writeSoon(encodeMetaFrame(frameTypes.invoke, stream, { ...meta, more: false }, body))
     } else {
       this.#socket.write(encodeMetaFrame(frameTypes.invoke, stream, { ...meta, more: true }, Buffer.alloc(0)))
       void this.#sendBody(stream, Buffer.isBuffer(body) ? [body] : body)
@@ -160,6 +167,24 @@ export class RuntimeConnection {
       // The sender of the body went away or broke a limit: whoever made the call hears of it from its own side.
       void this.cancel(stream)
     }
+  }
+
+  /**
+   * Calls that arrive together, on as many connections of clients, leave in one system call. A call that is alone does
+   * not wait for others.
+   */
+  #writeSoon(frame: Buffer): void {
+    if (!this.#gathering && this.#calls.size > 1) {
+      this.#gathering = true
+      this.#socket.cork()
+      setImmediate(this.#flush)
+    }
+    this.#socket.write(frame)
+  }
+
+  readonly #flush = (): void => {
+    this.#gathering = false
+    this.#socket.uncork()
   }
 
   /** Head and piece go out in one system call, and the piece is not copied into a frame first. */
@@ -272,12 +297,21 @@ export class RuntimeConnection {
   }
 
   #result(frame: Frame): void {
-    const { meta, body } = decodeMetaPayload(frame.payload)
-    const parsed = resultMetaSchema.safeParse(meta)
-    if (!parsed.success) throw new FrameError('malformed result')
-    const call = parsed.data.more ? this.#callOf(frame, false) : this.#finish(frame, false)
+    const { meta: metaBytes, body } = splitMetaPayload(frame.payload)
+    const meta = this.#resultMeta(metaBytes)
+    const call = meta.more ? this.#callOf(frame, false) : this.#finish(frame, false)
     call.streaming = true
-    if (!call.cancelled) call.sink.onResult(parsed.data, body)
+    if (!call.cancelled) call.sink.onResult(meta, body)
+  }
+
+  #resultMeta(bytes: Buffer): ResultMeta {
+    const key = bytes.length <= maxKnownMetaBytes ? bytes.latin1Slice() : null
+    const known = key === null ? undefined : this.#knownMetas.get(key)
+    if (known !== undefined) return known
+    const parsed = resultMetaSchema.safeParse(parseJson(bytes))
+    if (!parsed.success) throw new FrameError('malformed result')
+    if (key !== null && this.#knownMetas.size < maxKnownMetas) this.#knownMetas.set(key, Object.freeze(parsed.data))
+    return parsed.data
   }
 
   #log(frame: Frame): void {
