@@ -52,6 +52,12 @@ export const errorTable = define({
     'The code archive has an entry that is not allowed.',
     'Pack plain files and folders with relative paths; links must stay inside the archive.',
   ),
+  unauthorized: caller(
+    401,
+    'The request has no API key that is valid.',
+    'Send a key as `Authorization: Bearer KEY` or `X-API-KEY: KEY`, or set THAW_API_KEY; an admin makes one with `thaw key create`.',
+  ),
+  forbidden: caller(403, 'Only a key with the role admin may do this.', 'Ask whoever runs the server, or use an admin key.'),
   forbidden_host: caller(
     403,
     'This Host is not served here.',
@@ -75,6 +81,7 @@ export const errorTable = define({
     'There is no secret of this name.',
     'List secrets with `thaw secret ls`, or make it with `thaw secret set`.',
   ),
+  key_not_found: caller(404, 'There is no API key of this id.', 'List keys with `thaw key ls`.'),
   image_not_found: caller(404, 'There is no image of this name.', 'List images with `thaw image ls`.'),
   method_not_allowed: caller(405, 'This path does not take this method.', 'The Allow header names the methods that it takes.'),
   request_timeout: caller(408, 'The request did not arrive in time.', 'Send headers and body without long pauses.', true),
@@ -104,6 +111,17 @@ export const errorTable = define({
     'The image is used by a function.',
     'Remove the functions that use it first; docs/images.md says how to renew an image that is in use.',
   ),
+  idempotency_in_flight: caller(
+    409,
+    'A request with this Idempotency-Key is still running.',
+    'Try again after Retry-After seconds, with the same key and body.',
+    true,
+  ),
+  idempotency_answer_too_large: caller(
+    409,
+    'A request with this Idempotency-Key was answered already, and the answer was too large to be kept.',
+    'What was asked for has been done; look for it where the API lists it, or send a new key to do it again.',
+  ),
   payload_too_large: caller(413, 'The body is larger than allowed.', 'Send less, or raise limits.max_payload_bytes (docs/config.md).'),
   archive_too_large: caller(
     413,
@@ -131,11 +149,22 @@ export const errorTable = define({
     'The image does not carry what this runtime needs.',
     'Use an image with the interpreter in it, or leave image out to use the built one.',
   ),
+  idempotency_mismatch: caller(
+    422,
+    'This Idempotency-Key was used for another request.',
+    'Make a new key for each request, and send the same key only with the same body.',
+  ),
   header_fields_too_large: caller(431, 'The request headers are larger than allowed.', 'Send at most 16 KiB of headers.'),
   too_many_requests: caller(
     429,
     'The function is at its capacity and its queue is full.',
     'Try again after Retry-After seconds, or raise scaling.max_instances.',
+    true,
+  ),
+  rate_limited: caller(
+    429,
+    'Too many requests came with this key, or from this address.',
+    'Try again after Retry-After seconds, or raise limits.requests_per_second of the server.',
     true,
   ),
   cancelled: caller(499, 'The invocation was cancelled.', 'The client went away or asked for it; invoke again if that was not meant.'),

@@ -5,7 +5,7 @@ import { fileURLToPath } from 'node:url'
 import { promisify } from 'node:util'
 import { type DriverItem, ThawError } from '@thaw/protocol'
 import { Bundles } from './bundles/bundles.ts'
-import type { Config } from './config/index.ts'
+import { type Config, isLoopback } from './config/index.ts'
 import { Artifacts } from './control/artifacts.ts'
 import { Budget } from './control/budget.ts'
 import { BuildLogs } from './control/buildlog.ts'
@@ -15,6 +15,7 @@ import { Functions } from './control/functions.ts'
 import { ImageCatalog } from './control/images.ts'
 import { Invocations } from './control/invocations.ts'
 import { Invoker } from './control/invoker.ts'
+import { Keys } from './control/keys.ts'
 import { LogBook } from './control/logbook.ts'
 import { Platform } from './control/platform.ts'
 import { PoolCatalog } from './control/pool-catalog.ts'
@@ -58,6 +59,10 @@ export async function startApp(config: Config, onProgress: (line: string) => voi
     const store = await openStore({ dataDir, log, onRecordsDropped: (rows) => metrics.recordsDropped(rows) })
     closers.push(() => store.close())
 
+    const keys = await Keys.open(store.keys, { auth: config.auth, loopback: isLoopback(config.host), dataDir })
+    closers.push(() => keys.close())
+    if (keys.lockedOut)
+      log.warn({ data_dir: dataDir }, 'requests need an API key, and there is none: stop, and make one with `thaw key create --data-dir`')
     const secrets = await Secrets.open(store.secrets, dataDir)
     const drivers = new Drivers(createDrivers(dataDir), config.driver)
     for (const driver of drivers.all()) closers.push(() => driver.close())
@@ -164,6 +169,7 @@ export async function startApp(config: Config, onProgress: (line: string) => voi
         requestTimeoutMs: limits.request_timeout_ms,
         maxConnections: limits.max_connections,
         websocketIdleMs: limits.websocket_idle_ms,
+        rateLimit: { requestsPerSecond: limits.requests_per_second, requestBurst: limits.request_burst },
       },
       {
         functions,
@@ -173,6 +179,7 @@ export async function startApp(config: Config, onProgress: (line: string) => voi
         platform,
         pools: new PoolCatalog(pools, drivers, images),
         secrets: new SecretCatalog(secrets, store.secrets, functions),
+        keys,
         metrics,
         log,
       },

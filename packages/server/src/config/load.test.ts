@@ -4,6 +4,7 @@ import { join } from 'node:path'
 import { ThawError } from '@thaw/protocol'
 import { afterEach, beforeEach, describe, expect, test } from 'vitest'
 import { type LoadOptions, loadConfig } from './load.ts'
+import { isLoopback } from './schema.ts'
 
 let cwd = ''
 beforeEach(() => {
@@ -136,12 +137,30 @@ describe('refusals', () => {
     expect(error.message).toMatch(message)
   })
 
-  test.each(['0.0.0.0', '::', '192.168.1.4', 'example.test', '127.evil.test', ''])('the host %j is refused: it is not loopback', (host) => {
-    expect(refusal({ flags: { host } }).message).toContain('until API keys exist')
+  test.each(['', 'a b', 'http://x', '-x', '1.2.3.4:80', 'x/y'])('the host %j is refused: it is no address', (host) => {
+    expect(refusal({ flags: { host } }).message).toContain('an IP address or a host name')
   })
 
-  test.each(['127.0.0.1', '127.8.8.8', '::1', 'localhost'])('the host %s is loopback', (host) => {
-    expect(load({ flags: { host } }).config.host).toBe(host)
+  test.each([
+    ['127.0.0.1', true],
+    ['127.8.8.8', true],
+    ['::1', true],
+    ['localhost', true],
+    ['0.0.0.0', false],
+    ['::', false],
+    ['192.168.1.4', false],
+    ['example.test', false],
+    ['127.evil.test', false],
+  ])('the host %s is taken; whether it is loopback: %s', (host, loopback) => {
+    expect(isLoopback(load({ flags: { host } }).config.host)).toBe(loopback)
+  })
+
+  test.each([
+    ['50', 50],
+    ['0', 0],
+    ['', null],
+  ])('a number that may be null is read from the environment: %j', (text, value) => {
+    expect(load({ env: { THAW_LIMITS__REQUESTS_PER_SECOND: text } }).config.limits.requests_per_second).toBe(value)
   })
 
   test.each(['{', '[]', '3', ''])('a file that is not a JSON object is refused: %j', (text) => {

@@ -20,6 +20,15 @@ function whole(min: number, max: number, description: string) {
     .meta({ description, expected: `a whole number from ${min} to ${max}` })
 }
 
+function nullableWhole(min: number, max: number, description: string) {
+  return z
+    .int()
+    .min(min)
+    .max(max)
+    .nullable()
+    .meta({ description, expected: `a whole number from ${min} to ${max}, or null` })
+}
+
 const bytes = (description: string) => whole(1, 1024 * 1024 * mib, description)
 // Timers of Node hold at most 2^31 - 1 ms; a day is plenty and safe.
 const waitMs = (description: string) => whole(1, dayMs, description)
@@ -38,7 +47,8 @@ export function isLoopback(host: string): boolean {
   return isIP(host) === 4 && host.startsWith('127.')
 }
 
-const expectedHost = 'a loopback address (127.0.0.1, ::1 or localhost) until API keys exist'
+const hostPattern = /^(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,62})(?:\.[A-Za-z0-9-]{1,63})*|[A-Za-z0-9])$/
+export const authModes = ['auto', 'on', 'off'] as const
 
 export const logLevels = ['trace', 'debug', 'info', 'warn', 'error', 'fatal', 'silent'] as const
 
@@ -47,13 +57,21 @@ export const logLevels = ['trace', 'debug', 'info', 'warn', 'error', 'fatal', 's
  * (defaults.ts), so that each value has one origin.
  */
 export const configSchema = z.strictObject({
-  host: z.string().refine(isLoopback).meta({ description: 'Address to listen on.', expected: expectedHost }),
+  host: z
+    .string()
+    .max(253)
+    .refine((host) => isIP(host) !== 0 || hostPattern.test(host))
+    .meta({ description: 'Address to listen on; other than loopback only with API keys.', expected: 'an IP address or a host name' }),
   port: whole(0, 65_535, 'TCP port to listen on; 0 takes any free one.'),
   data_dir: path('Folder of the database and the code archives; one server per folder.'),
   images_dir: path('Folder of the unpacked images; can be deleted while no server runs.'),
   driver: z.enum(['auto', ...driverKinds.filter((kind) => kind === 'process' || kind === 'oci')]).meta({
     description: 'Driver of functions that name none; auto takes the strongest that works on this machine.',
     expected: 'one of auto, process, oci',
+  }),
+  auth: z.enum(authModes).meta({
+    description: 'Whether requests need an API key; auto: from the first key on, and wherever the server can be reached over a network.',
+    expected: 'one of auto, on, off',
   }),
   log_level: z.enum(logLevels).meta({ description: 'Least severe level that is logged.', expected: `one of ${logLevels.join(', ')}` }),
   limits: z.strictObject({
@@ -71,6 +89,12 @@ export const configSchema = z.strictObject({
     start_timeout_ms: waitMs('Longest start of an instance, loading the code included.'),
     build_timeout_ms: waitMs('Longest installation of dependencies.'),
     max_connections: whole(1, 1_000_000, 'Most client connections at a time.'),
+    requests_per_second: nullableWhole(
+      0,
+      1_000_000,
+      'Most requests a second of each key, or of each address without one; null: 1000 where keys are needed, else no limit; 0: no limit.',
+    ),
+    request_burst: nullableWhole(1, 10_000_000, 'Most requests at once, after a pause; null: those of two seconds.'),
     websocket_idle_ms: waitMs('Longest silence on a WebSocket to a function.'),
   }),
   pools: z.strictObject({
@@ -85,6 +109,7 @@ export const configSchema = z.strictObject({
   retention: z.strictObject({
     invocations_ms: keptMs('How long records of invocations are kept.'),
     logs_ms: keptMs('How long log entries are kept.'),
+    idempotency_ms: keptMs('How long the answer to a request with an Idempotency-Key is kept.'),
     images_ms: keptMs('How long an image that nothing uses is kept.'),
   }),
   registries: z.strictObject({
@@ -114,7 +139,7 @@ export type Config = z.infer<typeof configSchema>
 /** A leaf of the schema: a value of its own. `kind` says how text (environment, flags) becomes that value. */
 export interface Leaf {
   key: string
-  kind: 'text' | 'number' | 'list' | 'names' | 'nullable'
+  kind: 'text' | 'number' | 'list' | 'names' | 'nullable' | 'nullable_number'
   meta: KeyMeta
 }
 
@@ -122,7 +147,7 @@ function kindOf(schema: z.ZodType): Leaf['kind'] {
   if (schema instanceof z.ZodNumber) return 'number'
   if (schema instanceof z.ZodArray) return 'list'
   if (schema instanceof z.ZodRecord) return 'names'
-  if (schema instanceof z.ZodNullable) return 'nullable'
+  if (schema instanceof z.ZodNullable) return schema.unwrap() instanceof z.ZodNumber ? 'nullable_number' : 'nullable'
   return 'text'
 }
 

@@ -4,6 +4,7 @@ import type { Logger } from '../telemetry/log.ts'
 import type { Artifacts } from './artifacts.ts'
 import type { Budget } from './budget.ts'
 import type { BuildLogs } from './buildlog.ts'
+import { type Caller, qualified } from './caller.ts'
 import type { Drivers } from './drivers.ts'
 import { neverFits } from './group.ts'
 import type { Invoker } from './invoker.ts'
@@ -54,6 +55,7 @@ interface Parts {
  */
 export class Functions {
   readonly #parts: Parts
+  /** By tenant and name. */
   readonly #live = new Map<string, Live>()
   readonly #lock = new KeyedLock()
   /** Keeping an archive and committing who refers to it is one step for the collector. */
@@ -71,11 +73,11 @@ export class Functions {
     do {
       const rows = await this.#parts.store.functions.list({ after, limit: 500 })
       for (const row of rows) await this.#load(row)
-      after = rows.length === 500 ? rows.at(-1)?.name : undefined
+      after = rows.length === 500 ? rows.at(-1)?.id : undefined
     } while (after !== undefined)
     for (const row of await this.#parts.store.functions.versionsInState('building')) {
       const live = [...this.#live.values()].find((candidate) => candidate.row.id === row.function_id)
-      if (live !== undefined) this.#inBackground(this.#lock.run(live.row.name, () => this.#make(live.row, row)))
+      if (live !== undefined) this.#inBackground(this.#lock.run(keyOf(live.row), () => this.#make(live.row, row)))
     }
     for (const live of this.#live.values()) if (live.active !== null) this.#parts.scheduler.activate(live.active)
     void this.#updatePools()
@@ -87,8 +89,8 @@ export class Functions {
   }
 
   /** The version that serves. Throws `function_not_found` or `function_not_ready`. */
-  active(name: string): Version {
-    const live = this.#find(name)
+  active(caller: Caller, name: string): Version {
+    const live = this.#find(caller, name)
     if (live.active === null) {
       const why = live.shown.error === null ? `Version ${live.shown.version} is ${live.shown.state}.` : live.shown.error.message
       throw new ThawError('function_not_ready', `${name} has no version that is ready. ${why}`)
@@ -96,42 +98,56 @@ export class Functions {
     return live.active
   }
 
-  get(name: string): FunctionItem {
-    return this.#item(this.#find(name))
+  get(caller: Caller, name: string): FunctionItem {
+    return this.#item(this.#find(caller, name))
   }
 
-  list(page: { after?: string | undefined; limit: number }): { items: FunctionItem[]; next: string | null } {
-    const names = [...this.#live.keys()].sort().filter((name) => page.after === undefined || name > page.after)
-    const items = names.slice(0, page.limit).map((name) => this.#item(this.#find(name)))
+  list(caller: Caller, page: { after?: string | undefined; limit: number }): { items: FunctionItem[]; next: string | null } {
+    const names = [...this.#live.values()]
+      .filter(({ row }) => row.tenant === caller.tenant && (page.after === undefined || row.name > page.after))
+      .map(({ row }) => row.name)
+      .sort()
+    const items = names.slice(0, page.limit).map((name) => this.get(caller, name))
     return { items, next: names.length > page.limit ? (items.at(-1)?.name ?? null) : null }
   }
 
-  async versions(name: string): Promise<VersionItem[]> {
-    const live = this.#find(name)
+  async versions(caller: Caller, name: string): Promise<VersionItem[]> {
+    const live = this.#find(caller, name)
     return (await this.#parts.store.functions.versions(live.row.id)).map((row) => versionItem(name, row))
   }
 
-  async version(name: string, number: number): Promise<VersionItem & { id: string }> {
-    return versionItem(name, await this.#versionRow(name, number))
+  async version(caller: Caller, name: string, number: number): Promise<VersionItem & { id: string }> {
+    return versionItem(name, await this.#versionRow(caller, name, number))
   }
 
   /** Makes a function. With `wait`, nothing of it is left when its first version fails. */
-  create(name: string, input: DeployInput, wait: boolean): Promise<FunctionItem> {
-    return this.#lock.run(name, async () => {
-      if (this.#live.has(name)) throw new ThawError('function_exists', `A function named ${name} exists already.`)
+  create(caller: Caller, name: string, input: DeployInput, wait: boolean): Promise<FunctionItem> {
+    const { tenant } = caller
+    const key = qualified(tenant, name)
+    return this.#lock.run(key, async () => {
+      if (this.#live.has(key)) throw new ThawError('function_exists', `A function named ${name} exists already.`)
       const now = Date.now()
-      const row: FunctionRow = { id: newId('fn'), name, active_version_id: null, next_version: 1, created_at: now, updated_at: now }
-      const version = await this.#commit(input, row.id, () => this.#parts.store.functions.create(row))
-      this.#live.set(name, { row, active: null, shown: version })
-      return this.#finishDeploy(row, version, wait, () => this.#remove(name))
+      const row: FunctionRow = {
+        id: newId('fn'),
+        tenant,
+        name,
+        active_version_id: null,
+        next_version: 1,
+        creation_token: null,
+        created_at: now,
+        updated_at: now,
+      }
+      const version = await this.#commit(input, row, () => this.#parts.store.functions.create(row))
+      this.#live.set(key, { row, active: null, shown: version })
+      return this.#finishDeploy(row, version, wait, () => this.#remove(row))
     })
   }
 
   /** Makes a new version. The old one serves until the new one is ready; with `wait`, a failed one is removed. */
-  update(name: string, input: DeployInput, wait: boolean): Promise<FunctionItem> {
-    return this.#lock.run(name, async () => {
-      const { row } = this.#find(name)
-      const version = await this.#commit(input, row.id, async () => undefined)
+  update(caller: Caller, name: string, input: DeployInput, wait: boolean): Promise<FunctionItem> {
+    return this.#lock.run(qualified(caller.tenant, name), async () => {
+      const { row } = this.#find(caller, name)
+      const version = await this.#commit(input, row, async () => undefined)
       await this.#load(row)
       return this.#finishDeploy(row, version, wait, async () => {
         await this.#removeVersion(version)
@@ -141,9 +157,9 @@ export class Functions {
   }
 
   /** Makes an earlier version the active one. */
-  rollback(name: string, number: number | undefined): Promise<FunctionItem> {
-    return this.#lock.run(name, async () => {
-      const { row, active } = this.#find(name)
+  rollback(caller: Caller, name: string, number: number | undefined): Promise<FunctionItem> {
+    return this.#lock.run(qualified(caller.tenant, name), async () => {
+      const { row, active } = this.#find(caller, name)
       const versions = await this.#parts.store.functions.versions(row.id)
       const target =
         number === undefined
@@ -152,16 +168,15 @@ export class Functions {
       if (target === undefined)
         throw new ThawError('version_not_found', number === undefined ? 'There is no earlier version that is ready.' : undefined)
       if (target.state !== 'ready') throw new ThawError('function_not_ready', `Version ${target.version} of ${name} is ${target.state}.`)
-      await this.#parts.secrets.check(target.config)
+      await this.#parts.secrets.check(row.tenant, target.config)
       await this.#activate(row, target)
-      return this.get(name)
+      return this.get(caller, name)
     })
   }
 
-  delete(name: string): Promise<void> {
-    return this.#lock.run(name, async () => {
-      this.#find(name)
-      await this.#remove(name)
+  delete(caller: Caller, name: string): Promise<void> {
+    return this.#lock.run(qualified(caller.tenant, name), async () => {
+      await this.#remove(this.#find(caller, name).row)
     })
   }
 
@@ -174,40 +189,42 @@ export class Functions {
     }
   }
 
-  /** Names of the functions whose active version is given this secret. */
-  usersOfSecret(secret: string): string[] {
-    const users = [...this.#live.values()].filter(({ active }) => active?.config.secrets.some((ref) => ref.name === secret))
+  /** Names of a tenant's functions whose active version is given this secret. */
+  usersOfSecret(tenant: string, secret: string): string[] {
+    const users = [...this.#live.values()].filter(
+      ({ row, active }) => row.tenant === tenant && active?.config.secrets.some((ref) => ref.name === secret),
+    )
     return users.map(({ row }) => row.name).sort()
   }
 
   /** The build log of a version, and the running build to follow, if there is one. */
-  async buildLog(name: string, number: number): Promise<{ text: string; running: ReturnType<BuildLogs['running']> }> {
-    const row = await this.#versionRow(name, number)
+  async buildLog(caller: Caller, name: string, number: number): Promise<{ text: string; running: ReturnType<BuildLogs['running']> }> {
+    const row = await this.#versionRow(caller, name, number)
     return { text: this.#parts.buildLogs.read(row.id), running: this.#parts.buildLogs.running(row.id) }
   }
 
-  async #versionRow(name: string, number: number): Promise<VersionRow> {
-    const row = await this.#parts.store.functions.versionByNumber(this.#find(name).row.id, number)
+  async #versionRow(caller: Caller, name: string, number: number): Promise<VersionRow> {
+    const row = await this.#parts.store.functions.versionByNumber(this.#find(caller, name).row.id, number)
     if (row === null) throw new ThawError('version_not_found', `${name} has no version ${number}.`)
     return row
   }
 
-  #find(name: string): Live {
-    const live = this.#live.get(name)
+  #find({ tenant }: Pick<Caller, 'tenant'>, name: string): Live {
+    const live = this.#live.get(qualified(tenant, name))
     if (live === undefined) throw new ThawError('function_not_found', `There is no function named ${name}.`)
     return live
   }
 
   /** Checks what can be checked without running anything, keeps the code, and commits the version. */
-  async #commit(input: DeployInput, functionId: string, createFunction: () => Promise<void>): Promise<VersionRow> {
-    const config = await this.#resolve(input)
+  async #commit(input: DeployInput, of: FunctionRow, createFunction: () => Promise<void>): Promise<VersionRow> {
+    const config = await this.#resolve(of.tenant, input)
     const { code } = input
     return this.#codeLock.run('code', async () => {
       const codeDigest = await this.#keep(code, config)
       await createFunction()
       return this.#parts.store.functions.addVersion({
         id: newId('ver'),
-        function_id: functionId,
+        function_id: of.id,
         state: 'building',
         error: null,
         config,
@@ -231,33 +248,33 @@ export class Functions {
     })
   }
 
-  async #resolve({ config, code }: DeployInput): Promise<ResolvedConfig> {
+  async #resolve(tenant: string, { config, code }: DeployInput): Promise<ResolvedConfig> {
     if (!this.#parts.budget.couldEverFit(config.resources.memory_mib)) throw neverFits(config.resources.memory_mib)
     const driver = config.driver ?? (await this.#parts.drivers.defaultKind())
     await this.#parts.drivers.usable(driver)
-    await this.#parts.secrets.check(config)
+    await this.#parts.secrets.check(tenant, config)
     return resolveConfig(config, driver, 'image' in code ? code.image : undefined)
   }
 
   async #finishDeploy(row: FunctionRow, version: VersionRow, wait: boolean, undo: () => Promise<void>): Promise<FunctionItem> {
     if (!wait) {
       // The lock is taken anew: the caller's ends with the answer.
-      this.#inBackground(this.#lock.run(row.name, () => this.#make(row, version)))
-      return this.get(row.name)
+      this.#inBackground(this.#lock.run(keyOf(row), () => this.#make(row, version)))
+      return this.#item(this.#find(row, row.name))
     }
     const error = await this.#make(row, version)
     if (error !== null) {
       await undo()
       throw error
     }
-    return this.get(row.name)
+    return this.#item(this.#find(row, row.name))
   }
 
   /** Image, code, dependencies, a trial load; then active. Resolves with what went wrong, which is recorded then. */
   async #make(row: FunctionRow, versionRow: VersionRow): Promise<ThawError | null> {
     // It may have been deleted while it waited for its turn.
-    if (this.#live.get(row.name)?.row.id !== row.id) return new ThawError('function_not_found')
-    const version = toVersion(row.name, versionRow)
+    if (this.#live.get(keyOf(row))?.row.id !== row.id) return new ThawError('function_not_found')
+    const version = toVersion(row, versionRow)
     const log = this.#parts.buildLogs.open(version.id)
     const signal = this.#stopping.signal
     try {
@@ -290,10 +307,11 @@ export class Functions {
   }
 
   async #activate(row: FunctionRow, versionRow: VersionRow): Promise<void> {
-    const before = this.#live.get(row.name)?.active
+    const before = this.#live.get(keyOf(row))?.active
     await this.#parts.store.functions.activate(row.id, versionRow.id, Date.now())
     await this.#load({ ...row, active_version_id: versionRow.id })
-    const version = this.active(row.name)
+    const version = this.#find(row, row.name).active
+    if (version === null) return
     this.#parts.scheduler.activate(version)
     void this.#updatePools()
     if (before !== null && before !== undefined && before.id !== version.id) this.#parts.scheduler.retire(before.id)
@@ -301,19 +319,19 @@ export class Functions {
 
   /** Brings what is held in memory up to what the store says. */
   async #load(stale: FunctionRow): Promise<void> {
-    const row = (await this.#parts.store.functions.get(stale.name)) ?? stale
+    const row = (await this.#parts.store.functions.get(stale.tenant, stale.name)) ?? stale
     const versions = await this.#parts.store.functions.versions(row.id)
     const activeRow = versions.find((candidate) => candidate.id === row.active_version_id)
     const shown = activeRow ?? versions[0]
     if (shown === undefined) {
       // A crash between the row of a function and that of its first version: nobody was told of it.
       await this.#parts.store.functions.delete(row.id)
-      this.#live.delete(row.name)
+      this.#live.delete(keyOf(row))
       return
     }
-    const known = this.#live.get(row.name)?.active
-    const active = activeRow === undefined ? null : known?.id === activeRow.id ? known : toVersion(row.name, activeRow)
-    this.#live.set(row.name, { row, active, shown })
+    const known = this.#live.get(keyOf(row))?.active
+    const active = activeRow === undefined ? null : known?.id === activeRow.id ? known : toVersion(row, activeRow)
+    this.#live.set(keyOf(row), { row, active, shown })
   }
 
   /** Tells the pools which kinds of sandboxes the functions could use. */
@@ -327,15 +345,14 @@ export class Functions {
     return this.#parts.pools.want(keys)
   }
 
-  async #remove(name: string): Promise<void> {
-    const { row } = this.#find(name)
+  async #remove(row: FunctionRow): Promise<void> {
     const versions = await this.#parts.store.functions.versions(row.id)
     await this.#parts.store.functions.delete(row.id)
-    this.#live.delete(name)
+    this.#live.delete(keyOf(row))
     const poolsUpdated = this.#updatePools()
-    this.#parts.invoker.cancelAllOf(name, new ThawError('cancelled', `${name} was deleted.`))
+    this.#parts.invoker.cancelAllOf(row.id, new ThawError('cancelled', `${row.name} was deleted.`))
     await Promise.all(versions.map((version) => this.#removeTraces(version)))
-    await this.#parts.store.records.deleteOfFunction(name)
+    await this.#parts.store.records.deleteOfFunction(row.tenant, row.name)
     await poolsUpdated
     await this.collectCode()
   }
@@ -371,6 +388,10 @@ export class Functions {
       updated_at: new Date(live.row.updated_at).toISOString(),
     }
   }
+}
+
+function keyOf(row: FunctionRow): string {
+  return qualified(row.tenant, row.name)
 }
 
 /** Whoever waits for a deploy gets the end of its log with the error: the log itself goes with the version. */

@@ -1,5 +1,6 @@
 import { type InvocationItem, type InvocationStatus, type LogEntry, ThawError } from '@thaw/protocol'
 import type { InvocationRow, LogRow, RecordStore } from '../store/store.ts'
+import type { Caller } from './caller.ts'
 import type { Invoker } from './invoker.ts'
 import type { LogBook } from './logbook.ts'
 
@@ -15,28 +16,33 @@ export class Invocations {
     this.#logBook = logBook
   }
 
-  async get(id: string): Promise<InvocationItem> {
+  async get(caller: Caller, id: string): Promise<InvocationItem> {
     const row = this.#invoker.active(id)?.row() ?? (await this.#records.getInvocation(id))
-    if (row === null) throw new ThawError('invocation_not_found', `There is no invocation ${id}.`)
+    if (row === null || row.tenant !== caller.tenant) throw new ThawError('invocation_not_found', `There is no invocation ${id}.`)
     return toItem(row)
   }
 
   /** Newest first; those that still run come first on the first page. */
-  async list(filter: {
-    function?: string | undefined
-    status?: InvocationStatus | undefined
-    cursor?: string | undefined
-    limit: number
-  }): Promise<{ items: InvocationItem[]; next: string | null }> {
+  async list(
+    caller: Caller,
+    filter: {
+      function?: string | undefined
+      status?: InvocationStatus | undefined
+      cursor?: string | undefined
+      limit: number
+    },
+  ): Promise<{ items: InvocationItem[]; next: string | null }> {
     const running = this.#invoker.running
       .map((invocation) => invocation.row())
       .filter(
         (row) =>
+          row.tenant === caller.tenant &&
           (filter.function === undefined || row.function === filter.function) &&
           (filter.status === undefined || row.status === filter.status) &&
           (filter.cursor === undefined || row.id < filter.cursor),
       )
     const ended = await this.#records.listInvocations({
+      tenant: caller.tenant,
       function: filter.function,
       status: filter.status,
       before: filter.cursor,
@@ -47,30 +53,30 @@ export class Invocations {
     return { items: page.map(toItem), next: rows.length > filter.limit ? (page.at(-1)?.id ?? null) : null }
   }
 
-  async logs(id: string, limit: number): Promise<LogEntry[]> {
-    await this.get(id)
+  async logs(caller: Caller, id: string, limit: number): Promise<LogEntry[]> {
+    await this.get(caller, id)
     return (await this.#records.logs({ invocation_id: id, limit })).map(toLogEntry)
   }
 
-  async logsOfFunction(name: string, limit: number): Promise<LogEntry[]> {
-    return (await this.#records.logs({ function: name, limit })).map(toLogEntry)
+  async logsOfFunction({ tenant }: Caller, name: string, limit: number): Promise<LogEntry[]> {
+    return (await this.#records.logs({ tenant, function: name, limit })).map(toLogEntry)
   }
 
   /** Calls `onEntry` for each new line until the returned function is called. */
-  followLogs(name: string, onEntry: (entry: LogEntry) => void): () => void {
-    return this.#logBook.follow(name, (row) => onEntry(toLogEntry(row)))
+  followLogs({ tenant }: Caller, name: string, onEntry: (entry: LogEntry) => void): () => void {
+    return this.#logBook.follow(tenant, name, (row) => onEntry(toLogEntry(row)))
   }
 
   /** Ends a running invocation; one that has ended stays as it is. */
-  async cancel(id: string): Promise<InvocationItem> {
+  async cancel(caller: Caller, id: string): Promise<InvocationItem> {
     const invocation = this.#invoker.active(id)
-    if (invocation === undefined) return this.get(id)
+    if (invocation === undefined || invocation.version.tenant !== caller.tenant) return this.get(caller, id)
     invocation.cancel()
     return toItem(invocation.row())
   }
 }
 
-function toItem(row: InvocationRow): InvocationItem {
+function toItem({ tenant: _, ...row }: InvocationRow): InvocationItem {
   const time = (value: number | null) => (value === null ? null : new Date(value).toISOString())
   return {
     ...row,
@@ -90,6 +96,6 @@ function parseResult(text: string): unknown {
   }
 }
 
-function toLogEntry(row: LogRow): LogEntry {
+function toLogEntry({ tenant: _, ...row }: LogRow): LogEntry {
   return { ...row, time: new Date(row.time).toISOString() }
 }

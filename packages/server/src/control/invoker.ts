@@ -57,8 +57,8 @@ export class Invoker {
     return [...this.#active.values()]
   }
 
-  cancelAllOf(functionName: string, reason: ThawError): void {
-    for (const run of [...this.#active.values()]) if (run.version.functionName === functionName) run.cancel(reason)
+  cancelAllOf(functionId: string, reason: ThawError): void {
+    for (const run of [...this.#active.values()]) if (run.version.functionId === functionId) run.cancel(reason)
   }
 
   /** Resolves when nothing runs any more; after `timeoutMs` what still runs is cancelled, at once what would never end. */

@@ -1,6 +1,7 @@
 import { EventEmitter } from 'node:events'
 import type { LogEntry } from '@thaw/protocol'
 import type { LogRow } from '../store/store.ts'
+import { qualified } from './caller.ts'
 import type { Version } from './version.ts'
 
 export interface LogLine {
@@ -22,6 +23,7 @@ export class LogBook {
 
   add(version: Version, line: LogLine): void {
     const row: LogRow = {
+      tenant: version.tenant,
       function: version.functionName,
       version: version.number,
       invocation_id: line.invocationId,
@@ -31,12 +33,13 @@ export class LogBook {
       time: Date.now(),
     }
     this.#store.log(row)
-    this.#followers.emit(row.function, row)
+    this.#followers.emit(qualified(row.tenant, row.function), row)
   }
 
   /** Calls `onRow` for each new line of a function until the returned function is called. */
-  follow(functionName: string, onRow: (row: LogRow) => void): () => void {
-    this.#followers.on(functionName, onRow)
-    return () => this.#followers.off(functionName, onRow)
+  follow(tenant: string, functionName: string, onRow: (row: LogRow) => void): () => void {
+    const name = qualified(tenant, functionName)
+    this.#followers.on(name, onRow)
+    return () => this.#followers.off(name, onRow)
   }
 }

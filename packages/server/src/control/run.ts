@@ -142,6 +142,7 @@ export abstract class Run {
     const info = this.info
     return {
       id: this.id,
+      tenant: this.version.tenant,
       function: this.version.functionName,
       version: this.version.number,
       status: this.#status,

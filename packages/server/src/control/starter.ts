@@ -60,7 +60,7 @@ export class Starter {
     if (!this.#parts.artifacts.isComplete(version)) throw new ThawError('start_failed', 'The code of this version is not on disk yet.')
     const { driver, image } = await this.prepare(version, signal)
     const places = this.#places(version, image)
-    const load = await this.#parts.secrets.addTo(loadOf(version, places), version.config.secrets)
+    const load = await this.#parts.secrets.addTo(loadOf(version, places), version.tenant, version.config.secrets)
     const pooled = await this.#startPooled(version, image, places, load, signal)
     if (pooled !== null) return pooled
     const started = performance.now()

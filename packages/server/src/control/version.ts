@@ -1,10 +1,11 @@
 import type { Contract, DriverKind, FunctionConfig, VersionItem } from '@thaw/protocol'
-import type { VersionRow } from '../store/store.ts'
+import type { FunctionRow, VersionRow } from '../store/store.ts'
 
 /** A version of a function with every default filled in: what the parts of control hand to each other. */
 export interface Version {
   id: string
   functionId: string
+  tenant: string
   functionName: string
   number: number
   config: ResolvedConfig
@@ -21,11 +22,12 @@ export type ResolvedConfig = Omit<FunctionConfig, 'contract' | 'handler' | 'imag
   driver: DriverKind
 }
 
-export function toVersion(functionName: string, row: VersionRow): Version {
+export function toVersion(of: Pick<FunctionRow, 'tenant' | 'name'>, row: VersionRow): Version {
   return {
     id: row.id,
     functionId: row.function_id,
-    functionName,
+    tenant: of.tenant,
+    functionName: of.name,
     number: row.version,
     config: row.config as ResolvedConfig,
     codeDigest: row.code_digest,
@@ -36,7 +38,7 @@ export function toVersion(functionName: string, row: VersionRow): Version {
 /** A version as the API shows it: names of variables and secrets, no values. */
 export function versionItem(functionName: string, row: VersionRow): VersionItem {
   const { config } = row
-  const { contract, handler, image, driver } = toVersion(functionName, row).config
+  const { contract, handler, image, driver } = config as ResolvedConfig
   return {
     id: row.id,
     function: functionName,

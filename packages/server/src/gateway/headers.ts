@@ -1,6 +1,7 @@
 import { type IncomingMessage, validateHeaderName, validateHeaderValue } from 'node:http'
 import { ThawError } from '@thaw/protocol'
 import type { AnswerInfo } from '../control/run.ts'
+import { carriesKey } from './auth.ts'
 
 /** Headers that speak of one connection and are not passed on (RFC 9110, 7.6.1). */
 export const hopByHop: ReadonlySet<string> = new Set([
@@ -53,7 +54,7 @@ export function requestHeaders(request: IncomingMessage, invocationId: string, p
   for (let i = 0; i < passed.length; i += 2) {
     const name = (passed[i] as string).toLowerCase()
     // One Host only: the one that was looked at.
-    if (ours.has(name) || name === 'host' || name === 'expect') continue
+    if (ours.has(name) || name === 'host' || name === 'expect' || carriesKey(name, passed[i + 1] as string)) continue
     kept.push(passed[i] as string, passed[i + 1] as string)
   }
   const host = request.headers.host ?? 'localhost'

@@ -1,17 +1,19 @@
 import type { IncomingMessage, ServerResponse } from 'node:http'
 import type { Duplex } from 'node:stream'
 import { bodyChunkBytes, functionNameSchema, invokeModes, type ResultMeta, ThawError, toThawError } from '@thaw/protocol'
+import type { Caller } from '../control/caller.ts'
 import type { AnswerSink, Invocation, InvokeRequest } from '../control/invocation.ts'
 import type { Borrower, Loan } from '../control/loan.ts'
 import type { AnswerInfo, RunRequest } from '../control/run.ts'
 import type { Version } from '../control/version.ts'
+import { carriesKey } from './auth.ts'
 import { answerHeaders, functionHeaders, hopByHop } from './headers.ts'
 import { WebProxy } from './proxy.ts'
 import { type ErrorReport, respondError, respondRunError } from './respond.ts'
 
 /** What the invoke paths need of control. */
 export interface InvokeParts extends ErrorReport {
-  active(name: string): Version
+  active(caller: Caller, name: string): Version
   invoke(version: Version, request: InvokeRequest, sink: AnswerSink): Invocation
   borrow(version: Version, request: RunRequest, borrower: Borrower): Loan
   maxPayloadBytes: number
@@ -33,25 +35,33 @@ export class InvokePaths {
   }
 
   /** Takes the request if its path is one of ours. `path` is without the query. */
-  handle(path: string, query: string, request: IncomingMessage, response: ServerResponse): boolean {
+  handle(caller: Caller, path: string, query: string, request: IncomingMessage, response: ServerResponse): boolean {
     if (path.startsWith('/fn/')) {
-      this.#run(splitTrigger(path, query), request, response, { trigger: 'http' })
+      this.#run(caller, splitTrigger(path, query), request, response, { trigger: 'http' })
       return true
     }
     if (path.startsWith('/v1/functions/') && path.endsWith('/invoke') && path.indexOf('/', 14) === path.length - 7) {
-      this.#invoke(path.slice(14, -7), request, response)
+      this.#invoke(caller, path.slice(14, -7), request, response)
       return true
     }
     return false
   }
 
   /** A request for another protocol (WebSocket), on a connection that is no longer HTTP's. */
-  upgrade(path: string, query: string, request: IncomingMessage, response: ServerResponse, socket: Duplex, head: Buffer): void {
+  upgrade(
+    caller: Caller,
+    path: string,
+    query: string,
+    request: IncomingMessage,
+    response: ServerResponse,
+    socket: Duplex,
+    head: Buffer,
+  ): void {
     try {
       if (!path.startsWith('/fn/'))
         throw new ThawError('route_not_found', `There is no WebSocket at ${JSON.stringify(path.slice(0, 200))}.`)
       const target = splitTrigger(path, query)
-      const version = this.#parts.active(functionName(target.name))
+      const version = this.#parts.active(caller, functionName(target.name))
       if (version.config.contract !== 'http') {
         throw new ThawError('invalid_request', `${version.functionName} takes no WebSockets: its contract is ${version.config.contract}.`, {
           fix: 'Deploy a web server with the http contract.',
@@ -68,7 +78,7 @@ export class InvokePaths {
     this.#proxy.close()
   }
 
-  #invoke(rawName: string, request: IncomingMessage, response: ServerResponse): void {
+  #invoke(caller: Caller, rawName: string, request: IncomingMessage, response: ServerResponse): void {
     if (request.method !== 'POST') {
       refuse(request, response, new ThawError('method_not_allowed', 'Functions are invoked by POST.'), { allow: 'POST' })
       return
@@ -87,14 +97,20 @@ export class InvokePaths {
         return
       }
     }
-    this.#run({ name: rawName, path: '/', query: '' }, request, response, { trigger: 'invoke', timeoutMs })
+    this.#run(caller, { name: rawName, path: '/', query: '' }, request, response, { trigger: 'invoke', timeoutMs })
   }
 
-  #run(target: Trigger, request: IncomingMessage, response: ServerResponse, how: Pick<InvokeRequest, 'trigger' | 'timeoutMs'>): void {
+  #run(
+    caller: Caller,
+    target: Trigger,
+    request: IncomingMessage,
+    response: ServerResponse,
+    how: Pick<InvokeRequest, 'trigger' | 'timeoutMs'>,
+  ): void {
     let version: Version
     let length: number | undefined
     try {
-      version = this.#parts.active(functionName(target.name))
+      version = this.#parts.active(caller, functionName(target.name))
       if (version.config.contract !== 'http') checkEncoding(request)
       length = this.#checkedLength(request)
     } catch (error) {
@@ -181,7 +197,9 @@ function checkEncoding(request: IncomingMessage): void {
 function eventHeaders(request: IncomingMessage): Record<string, string> {
   const headers: Record<string, string> = {}
   for (const [name, value] of Object.entries(request.headers)) {
-    if (value !== undefined && !hopByHop.has(name)) headers[name] = Array.isArray(value) ? value.join(', ') : value
+    if (value === undefined || hopByHop.has(name)) continue
+    const text = Array.isArray(value) ? value.join(', ') : value
+    if (!carriesKey(name, text)) headers[name] = text
   }
   return headers
 }

@@ -2,11 +2,13 @@ import type { Functions } from '../control/functions.ts'
 import type { ImageCatalog } from '../control/images.ts'
 import type { Invocations } from '../control/invocations.ts'
 import type { Invoker } from '../control/invoker.ts'
+import type { Keys } from '../control/keys.ts'
 import type { Platform } from '../control/platform.ts'
 import type { PoolCatalog } from '../control/pool-catalog.ts'
 import type { SecretCatalog } from '../control/secret-catalog.ts'
 import type { Logger } from '../telemetry/log.ts'
 import type { Metrics } from '../telemetry/metrics.ts'
+import type { RateLimitOptions } from './rate-limit.ts'
 
 /** What the gateway works with. */
 export interface GatewayParts {
@@ -17,6 +19,7 @@ export interface GatewayParts {
   platform: Platform
   pools: PoolCatalog
   secrets: SecretCatalog
+  keys: Keys
   metrics: Metrics
   log: Logger
 }
@@ -30,4 +33,5 @@ export interface GatewayOptions {
   requestTimeoutMs: number
   maxConnections: number
   websocketIdleMs: number
+  rateLimit: RateLimitOptions
 }

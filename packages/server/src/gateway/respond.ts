@@ -1,4 +1,4 @@
-import type { ServerResponse } from 'node:http'
+import type { IncomingMessage, ServerResponse } from 'node:http'
 import { errorTable, newId, type ThawError } from '@thaw/protocol'
 import type { AnswerInfo } from '../control/run.ts'
 import { answerHeaders } from './headers.ts'
@@ -24,14 +24,26 @@ export function respondError(
     'content-type': 'application/json; charset=utf-8',
     'content-length': Buffer.byteLength(body),
     ...retryAfter(error),
+    ...challenge(error),
     ...headers,
   })
   response.end(body)
 }
 
+/** Answers a request whose body nobody has read: the connection is closed behind the answer rather than read to the body's end. */
+export function refuseUnread(request: IncomingMessage, response: ServerResponse, error: ThawError): void {
+  const { 'content-length': length, 'transfer-encoding': coding } = request.headers
+  respondError(response, error, coding === undefined && (length === undefined || length === '0') ? {} : { connection: 'close' })
+}
+
+/** How to come in (RFC 9110, 11.6.1). */
+function challenge(error: ThawError): Record<string, string> {
+  return error.code === 'unauthorized' ? { 'www-authenticate': 'Bearer realm="thaw"' } : {}
+}
+
 /** Retry-After for what is worth another try. */
 export function retryAfter(error: ThawError): Record<string, string> {
-  if (!error.retryable || (error.status !== 429 && error.status !== 503)) return {}
+  if (!error.retryable || (error.status !== 429 && error.status !== 503 && error.code !== 'idempotency_in_flight')) return {}
   const seconds = (error.details as { retry_after_s?: unknown } | undefined)?.retry_after_s
   return { 'retry-after': String(typeof seconds === 'number' ? seconds : 1) }
 }

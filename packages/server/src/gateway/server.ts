@@ -5,15 +5,18 @@ import multipart from '@fastify/multipart'
 import { newId, ThawError, toThawError } from '@thaw/protocol'
 import Fastify, { type FastifyError, type FastifyInstance } from 'fastify'
 import { hasZodFastifySchemaValidationErrors, serializerCompiler, validatorCompiler, type ZodTypeProvider } from 'fastify-type-provider-zod'
+import { Admission, isOpenPath, rememberCaller } from './auth.ts'
 import { guardLoopback } from './guard.ts'
 import { InvokePaths } from './invoke.ts'
 import { describeApi } from './openapi.ts'
 import type { GatewayOptions, GatewayParts } from './parts.ts'
-import { respondError, retryAfter } from './respond.ts'
+import { RateLimit } from './rate-limit.ts'
+import { refuseUnread, respondError, retryAfter } from './respond.ts'
 import { RouteTable } from './route-table.ts'
 import { functionRoutes } from './routes/functions.ts'
 import { imageRoutes } from './routes/images.ts'
 import { invocationRoutes } from './routes/invocations.ts'
+import { keyRoutes } from './routes/keys.ts'
 import { platformRoutes } from './routes/platform.ts'
 import { poolRoutes } from './routes/pools.ts'
 import { secretRoutes } from './routes/secrets.ts'
@@ -35,8 +38,9 @@ export interface Gateway {
 
 /** Starts listening. Throws when the address is taken. */
 export async function startGateway(options: GatewayOptions, parts: GatewayParts): Promise<Gateway> {
+  const admission = new Admission(parts.keys, new RateLimit(options.rateLimit))
   const invokePaths = new InvokePaths({
-    active: (name) => parts.functions.active(name),
+    active: (caller, name) => parts.functions.active(caller, name),
     invoke: (version, request, sink) => parts.invoker.invoke(version, request, sink),
     borrow: (version, request, borrower) => parts.invoker.borrow(version, request, borrower),
     maxPayloadBytes: options.maxPayloadBytes,
@@ -46,10 +50,10 @@ export async function startGateway(options: GatewayOptions, parts: GatewayParts)
   })
   const upgrade = (request: IncomingMessage, socket: Duplex, head: Buffer) => {
     const response = answerUpgrade(request, socket)
-    const refused = guardLoopback(request.headers.host, request.headers.origin)
-    if (refused !== null) return respondError(response, refused)
+    const caller = admission.admit(request, socket)
+    if (caller instanceof ThawError) return respondError(response, caller)
     const { path, query } = splitUrl(request)
-    invokePaths.upgrade(path, query, request, response, socket, head)
+    invokePaths.upgrade(caller, path, query, request, response, socket, head)
   }
   let server: Server | undefined
   const app = Fastify({
@@ -81,11 +85,17 @@ export async function startGateway(options: GatewayOptions, parts: GatewayParts)
     response: ServerResponse,
     control: (request: IncomingMessage, response: ServerResponse) => void,
   ) => {
-    const refused = guardLoopback(request.headers.host, request.headers.origin)
-    if (refused !== null) return respondError(response, refused, { connection: 'close' })
     if (request.url?.startsWith('/api/v1/')) request.url = request.url.slice(4)
     const { path, query } = splitUrl(request)
-    if (!invokePaths.handle(path, query, request, response)) control(request, response)
+    if (isOpenPath(path)) {
+      const refused = parts.keys.required ? null : guardLoopback(request.headers.host, request.headers.origin)
+      return refused === null ? control(request, response) : refuseUnread(request, response, refused)
+    }
+    const caller = admission.admit(request, response)
+    if (caller instanceof ThawError) return refuseUnread(request, response, caller)
+    if (invokePaths.handle(caller, path, query, request, response)) return
+    rememberCaller(request, caller)
+    control(request, response)
   }
 
   const table = new RouteTable()
@@ -129,6 +139,7 @@ export async function startGateway(options: GatewayOptions, parts: GatewayParts)
     imageRoutes(routes, parts)
     poolRoutes(routes, parts)
     secretRoutes(routes, parts)
+    keyRoutes(routes, parts)
   })
   await app.ready()
   await listen(app.server, options)

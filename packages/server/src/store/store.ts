@@ -1,4 +1,4 @@
-import type { CodeFailure, ErrorCode, FunctionConfig, InvocationItem, InvocationStatus, LogEntry } from '@thaw/protocol'
+import type { CodeFailure, ErrorCode, FunctionConfig, InvocationItem, InvocationStatus, LogEntry, Role } from '@thaw/protocol'
 
 /**
  * The ports of the store: what control keeps, and nothing about how. Rows are plain objects; times are Unix
@@ -11,17 +11,67 @@ export interface Store {
   readonly functions: FunctionStore
   readonly records: RecordStore
   readonly secrets: SecretStore
+  readonly keys: KeyStore
+  readonly idempotency: IdempotencyStore
   /** Flushes what is buffered and closes the file. */
   close(): Promise<void>
 }
 
+/** An API key as it is kept: by its hash. */
+export interface KeyRow {
+  id: string
+  /** SHA-256 of the key, in hexadecimal. */
+  hash: string
+  name: string
+  tenant: string
+  role: Role
+  /** The last four characters of the key. */
+  hint: string
+  created_at: number
+  expires_at: number | null
+  /** Set in the one row that is left of keys that were revoked. */
+  revoked_at: number | null
+}
+
+export interface KeyStore {
+  create(row: KeyRow): Promise<void>
+  /** All, ordered by id; at most one of them is revoked. */
+  list(): Promise<KeyRow[]>
+  /** False when there is none, or it was revoked before. */
+  revoke(id: string, now: number): Promise<boolean>
+}
+
+/** An answer that was given to a request with an Idempotency-Key. */
+export interface IdempotencyRow {
+  tenant: string
+  key: string
+  /** Hash of what was asked for. */
+  fingerprint: string
+  status: number
+  headers: Record<string, string | string[]>
+  /** null: it was too large to be kept. */
+  body: Uint8Array | null
+  created_at: number
+}
+
+export interface IdempotencyStore {
+  get(tenant: string, key: string): Promise<IdempotencyRow | null>
+  /** In the place of an older one of the same key. */
+  put(row: IdempotencyRow): Promise<void>
+  /** Removes those made before that time. Returns how many. */
+  prune(before: number): Promise<number>
+}
+
 export interface FunctionRow {
   id: string
+  tenant: string
   name: string
   /** The version that serves, or null while none was ever ready. */
   active_version_id: string | null
   /** Number of the next version; numbers are never used twice. */
   next_version: number
+  /** Of the request that made it: one that comes again after a crash is known by it. */
+  creation_token: string | null
   created_at: number
   updated_at: number
 }
@@ -43,8 +93,8 @@ export interface VersionRow {
 export interface FunctionStore {
   /** Adds a function, without a version. Throws `function_exists`. */
   create(row: FunctionRow): Promise<void>
-  get(name: string): Promise<FunctionRow | null>
-  /** Ordered by name; `after` is the last name of the page before. */
+  get(tenant: string, name: string): Promise<FunctionRow | null>
+  /** Of all tenants, ordered by id; `after` is the last id of the page before. */
   list(page: { after?: string | undefined; limit: number }): Promise<FunctionRow[]>
   /** Removes the function and all its versions. False when there was none. */
   delete(id: string): Promise<boolean>
@@ -68,6 +118,7 @@ export interface FunctionStore {
 
 /** A secret as it is kept: sealed. Whoever holds the key can open it; the store cannot. */
 export interface SecretRow {
+  tenant: string
   name: string
   /** Nonce, ciphertext and tag. */
   sealed: Uint8Array
@@ -81,17 +132,20 @@ export interface SecretStore {
   /** Throws `secret_exists`. */
   create(row: SecretRow): Promise<void>
   /** Puts another value in the place of the old one. False when there is none of this name. */
-  update(name: string, change: Pick<SecretRow, 'sealed' | 'key_id' | 'updated_at'>): Promise<boolean>
-  get(name: string): Promise<SecretRow | null>
+  update(tenant: string, name: string, change: Pick<SecretRow, 'sealed' | 'key_id' | 'updated_at'>): Promise<boolean>
+  get(tenant: string, name: string): Promise<SecretRow | null>
   /** Ordered by name. */
-  list(): Promise<Omit<SecretRow, 'sealed'>[]>
+  list(tenant: string): Promise<Omit<SecretRow, 'sealed'>[]>
+  /** Which keys the secrets of all tenants are sealed with, and how many each. */
+  keyIds(): Promise<{ key_id: string; count: number }[]>
   /** False when there was none. */
-  delete(name: string): Promise<boolean>
+  delete(tenant: string, name: string): Promise<boolean>
 }
 
 /** An invocation as it is recorded when it ends. */
 export interface InvocationRow {
   id: string
+  tenant: string
   function: string
   version: number
   status: InvocationStatus
@@ -112,6 +166,7 @@ export interface InvocationRow {
 }
 
 export interface LogRow {
+  tenant: string
   function: string
   version: number
   invocation_id: string | null
@@ -130,15 +185,16 @@ export interface RecordStore {
   getInvocation(id: string): Promise<InvocationRow | null>
   /** Newest first; `before` is the id of the last row of the page before. */
   listInvocations(filter: {
+    tenant: string
     function?: string | undefined
     status?: InvocationStatus | undefined
     before?: string | undefined
     limit: number
   }): Promise<InvocationRow[]>
-  /** The newest `limit` entries, oldest first. */
-  logs(filter: { function?: string; invocation_id?: string; limit: number }): Promise<LogRow[]>
+  /** The newest `limit` entries, oldest first. An id of an invocation is that of one tenant; names need theirs. */
+  logs(filter: { tenant?: string; function?: string; invocation_id?: string; limit: number }): Promise<LogRow[]>
   /** Removes records and logs older than the times given, and those of deleted functions. Returns how many rows. */
   prune(olderThan: { invocations: number; logs: number }): Promise<number>
-  deleteOfFunction(name: string): Promise<void>
+  deleteOfFunction(tenant: string, name: string): Promise<void>
   flush(): Promise<void>
 }

@@ -17,7 +17,9 @@ import {
 } from '@thaw/protocol'
 import type { FastifyReply, FastifyRequest } from 'fastify'
 import { z } from 'zod'
+import type { Caller } from '../../control/caller.ts'
 import type { CodeInput, DeployInput } from '../../control/functions.ts'
+import { callerOf } from '../auth.ts'
 import type { GatewayOptions, GatewayParts } from '../parts.ts'
 import type { Routes } from '../server.ts'
 import { parseStrictJson } from '../strict-json.ts'
@@ -46,7 +48,7 @@ export function functionRoutes(app: Routes, parts: GatewayParts, options: Gatewa
     },
     async (request, reply) => {
       const { name, input } = await readDeploy(request, functionConfigSchema.extend({ name: functionNameSchema }))
-      const item = await functions.create(name ?? '', input, request.query.wait === 'true')
+      const item = await functions.create(callerOf(request), name ?? '', input, request.query.wait === 'true')
       return reply.status(201).send({ item })
     },
   )
@@ -54,14 +56,14 @@ export function functionRoutes(app: Routes, parts: GatewayParts, options: Gatewa
   app.get(
     '/v1/functions',
     { schema: { summary: 'List functions', tags, querystring: pageQuerySchema, response: { 200: listOf(functionItemSchema) } } },
-    (request) => Promise.resolve(functions.list({ after: request.query.cursor, limit: request.query.limit })),
+    (request) => Promise.resolve(functions.list(callerOf(request), { after: request.query.cursor, limit: request.query.limit })),
   )
 
   app.get(
     '/v1/functions/:name',
     { schema: { summary: 'Get a function', tags, params, response: { 200: itemOf(functionItemSchema) } } },
     async (request) => ({
-      item: functions.get(request.params.name),
+      item: functions.get(callerOf(request), request.params.name),
     }),
   )
 
@@ -81,7 +83,7 @@ export function functionRoutes(app: Routes, parts: GatewayParts, options: Gatewa
     },
     async (request) => {
       const { input } = await readDeploy(request, functionConfigSchema)
-      return { item: await functions.update(request.params.name, input, request.query.wait === 'true') }
+      return { item: await functions.update(callerOf(request), request.params.name, input, request.query.wait === 'true') }
     },
   )
 
@@ -89,7 +91,7 @@ export function functionRoutes(app: Routes, parts: GatewayParts, options: Gatewa
     '/v1/functions/:name',
     { schema: { summary: 'Delete a function and all its versions', tags, params, response: { 204: z.null() } } },
     async (request, reply) => {
-      await functions.delete(request.params.name)
+      await functions.delete(callerOf(request), request.params.name)
       return reply.status(204).send(null)
     },
   )
@@ -98,7 +100,7 @@ export function functionRoutes(app: Routes, parts: GatewayParts, options: Gatewa
     '/v1/functions/:name/versions',
     { schema: { summary: 'List versions, newest first', tags, params, response: { 200: listOf(versionItemSchema) } } },
     async (request) => ({
-      items: await functions.versions(request.params.name),
+      items: await functions.versions(callerOf(request), request.params.name),
       next: null,
     }),
   )
@@ -107,7 +109,7 @@ export function functionRoutes(app: Routes, parts: GatewayParts, options: Gatewa
     '/v1/functions/:name/versions/:version',
     { schema: { summary: 'Get a version', tags, params: versionParams, response: { 200: itemOf(versionItemSchema) } } },
     async (request) => ({
-      item: await functions.version(request.params.name, request.params.version),
+      item: await functions.version(callerOf(request), request.params.name, request.params.version),
     }),
   )
 
@@ -122,7 +124,7 @@ export function functionRoutes(app: Routes, parts: GatewayParts, options: Gatewa
       },
     },
     async (request, reply) => {
-      const { text, running } = await functions.buildLog(request.params.name, request.params.version)
+      const { text, running } = await functions.buildLog(callerOf(request), request.params.name, request.params.version)
       if (running === undefined || request.query.follow === '0') return reply.type('text/plain; charset=utf-8').send(text)
       reply.hijack()
       reply.raw.writeHead(200, { 'content-type': 'text/plain; charset=utf-8' })
@@ -146,7 +148,7 @@ export function functionRoutes(app: Routes, parts: GatewayParts, options: Gatewa
         response: { 200: itemOf(functionItemSchema) },
       },
     },
-    async (request) => ({ item: await functions.rollback(request.params.name, request.body?.version) }),
+    async (request) => ({ item: await functions.rollback(callerOf(request), request.params.name, request.body?.version) }),
   )
 
   app.get(
@@ -162,20 +164,21 @@ export function functionRoutes(app: Routes, parts: GatewayParts, options: Gatewa
       },
     },
     async (request, reply) => {
+      const caller = callerOf(request)
       const { name } = request.params
-      functions.get(name)
-      if (request.query.follow === '0') return { items: await invocations.logsOfFunction(name, request.query.limit), next: null }
-      return followLogs(reply, parts, name, request.query.limit)
+      functions.get(caller, name)
+      if (request.query.follow === '0') return { items: await invocations.logsOfFunction(caller, name, request.query.limit), next: null }
+      return followLogs(reply, parts, caller, name, request.query.limit)
     },
   )
 }
 
 /** Follows before it reads what is there, so that no line falls between the two. */
-async function followLogs(reply: FastifyReply, { invocations }: GatewayParts, name: string, limit: number): Promise<void> {
+async function followLogs(reply: FastifyReply, { invocations }: GatewayParts, caller: Caller, name: string, limit: number): Promise<void> {
   const send = (entry: object) => reply.raw.write(`data: ${JSON.stringify(entry)}\n\n`)
   const early: object[] = []
   let live = false
-  const stop = invocations.followLogs(name, (entry) => {
+  const stop = invocations.followLogs(caller, name, (entry) => {
     if (!live) {
       early.push(entry)
       return
@@ -185,7 +188,7 @@ async function followLogs(reply: FastifyReply, { invocations }: GatewayParts, na
     if (reply.raw.writableLength > 8 * 1024 * 1024) reply.raw.destroy()
   })
   reply.raw.once('close', stop)
-  const past = await invocations.logsOfFunction(name, limit)
+  const past = await invocations.logsOfFunction(caller, name, limit)
   reply.hijack()
   reply.raw.writeHead(200, { 'content-type': 'text/event-stream', 'cache-control': 'no-cache' })
   reply.raw.flushHeaders()

@@ -1,5 +1,6 @@
 import { invocationItemSchema, invocationListQuerySchema, itemOf, listOf, logEntrySchema, logQuerySchema } from '@thaw/protocol'
 import { z } from 'zod'
+import { callerOf } from '../auth.ts'
 import type { GatewayParts } from '../parts.ts'
 import type { Routes } from '../server.ts'
 
@@ -17,14 +18,14 @@ export function invocationRoutes(app: Routes, { invocations }: GatewayParts): vo
         response: { 200: listOf(invocationItemSchema) },
       },
     },
-    (request) => invocations.list(request.query),
+    (request) => invocations.list(callerOf(request), request.query),
   )
 
   app.get(
     '/v1/invocations/:id',
     { schema: { summary: 'Get an invocation', tags, params, response: { 200: itemOf(invocationItemSchema) } } },
     async (request) => ({
-      item: await invocations.get(request.params.id),
+      item: await invocations.get(callerOf(request), request.params.id),
     }),
   )
 
@@ -39,12 +40,12 @@ export function invocationRoutes(app: Routes, { invocations }: GatewayParts): vo
         response: { 200: listOf(logEntrySchema) },
       },
     },
-    async (request) => ({ items: await invocations.logs(request.params.id, request.query.limit), next: null }),
+    async (request) => ({ items: await invocations.logs(callerOf(request), request.params.id, request.query.limit), next: null }),
   )
 
   app.post(
     '/v1/invocations/:id/cancel',
     { schema: { summary: 'End a running invocation', tags, params, response: { 200: itemOf(invocationItemSchema) } } },
-    async (request) => ({ item: await invocations.cancel(request.params.id) }),
+    async (request) => ({ item: await invocations.cancel(callerOf(request), request.params.id) }),
   )
 }

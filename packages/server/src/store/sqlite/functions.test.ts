@@ -6,16 +6,27 @@ describe('functions', () => {
     const { functions } = await openTestStore()
     const row = functionRow('hello')
     await functions.create(row)
-    expect(await functions.get('hello')).toEqual(row)
-    expect(await functions.get('Hello')).toBeNull()
+    expect(await functions.get('default', 'hello')).toEqual(row)
+    expect(await functions.get('default', 'Hello')).toBeNull()
     await expect(functions.create(functionRow('hello'))).rejects.toMatchObject({ code: 'function_exists' })
   })
 
-  test('pages follow the name', async () => {
+  test('the same name may be used by every tenant, and each finds its own', async () => {
     const { functions } = await openTestStore()
-    for (const name of ['c', 'a', 'b']) await functions.create(functionRow(name))
-    expect((await functions.list({ limit: 2 })).map((row) => row.name)).toEqual(['a', 'b'])
-    expect((await functions.list({ limit: 2, after: 'b' })).map((row) => row.name)).toEqual(['c'])
+    const [one, other] = [functionRow('hello'), functionRow('hello', 'other')]
+    await functions.create(one)
+    await functions.create(other)
+    expect(await functions.get('default', 'hello')).toEqual(one)
+    expect(await functions.get('other', 'hello')).toEqual(other)
+    expect(await functions.get('third', 'hello')).toBeNull()
+  })
+
+  test('pages follow the id', async () => {
+    const { functions } = await openTestStore()
+    const rows = ['c', 'a', 'b'].map((name) => functionRow(name)).sort((a, b) => (a.id < b.id ? -1 : 1))
+    for (const row of rows) await functions.create(row)
+    expect(await functions.list({ limit: 2 })).toEqual(rows.slice(0, 2))
+    expect(await functions.list({ limit: 2, after: rows[1]?.id })).toEqual(rows.slice(2))
   })
 
   test('deleting a function deletes its versions', async () => {
@@ -66,7 +77,7 @@ describe('versions', () => {
     expect(await functions.versionsInState('failed')).toHaveLength(1)
     await functions.activate(row.id, first.id, 99)
     expect(await functions.version(first.id)).toMatchObject({ state: 'ready', error: null })
-    expect(await functions.get('hello')).toMatchObject({ active_version_id: first.id, updated_at: 99, next_version: 2 })
+    expect(await functions.get('default', 'hello')).toMatchObject({ active_version_id: first.id, updated_at: 99, next_version: 2 })
     await expect(functions.activate('fn-other', first.id, 99)).rejects.toMatchObject({ code: 'version_not_found' })
   })
 
@@ -79,7 +90,7 @@ describe('versions', () => {
     await functions.activate(row.id, first.id, 5)
     expect((await functions.versions(row.id)).map((version) => version.version)).toEqual([2, 1])
     await functions.deleteVersion(first.id)
-    expect(await functions.get('hello')).toMatchObject({ active_version_id: null })
+    expect(await functions.get('default', 'hello')).toMatchObject({ active_version_id: null })
   })
 
   test('digests of code name each once', async () => {
@@ -99,5 +110,5 @@ test('what was written is there after closing and opening again', async () => {
   await before.functions.create(functionRow('hello'))
   await before.close()
   const after = await openTestStore({ dataDir })
-  expect(await after.functions.get('hello')).not.toBeNull()
+  expect(await after.functions.get('default', 'hello')).not.toBeNull()
 })

@@ -18,21 +18,23 @@ export class SqliteFunctions implements FunctionStore {
       db
         .insertInto('functions')
         .values({ ...row })
-        .onConflict((conflict) => conflict.column('name').doNothing())
+        .onConflict((conflict) => conflict.columns(['tenant', 'name']).doNothing())
         .executeTakeFirstOrThrow(),
     )
     if (numInsertedOrUpdatedRows === 0n) throw new ThawError('function_exists', `A function named ${row.name} exists already.`)
   }
 
-  async get(name: string): Promise<FunctionRow | null> {
-    const row = await this.#do((db) => db.selectFrom('functions').selectAll().where('name', '=', name).executeTakeFirst())
+  async get(tenant: string, name: string): Promise<FunctionRow | null> {
+    const row = await this.#do((db) =>
+      db.selectFrom('functions').selectAll().where('tenant', '=', tenant).where('name', '=', name).executeTakeFirst(),
+    )
     return row === undefined ? null : { ...row }
   }
 
   async list(page: { after?: string | undefined; limit: number }): Promise<FunctionRow[]> {
     const rows = await this.#do((db) => {
-      const query = db.selectFrom('functions').selectAll().orderBy('name').limit(page.limit)
-      return (page.after === undefined ? query : query.where('name', '>', page.after)).execute()
+      const query = db.selectFrom('functions').selectAll().orderBy('id').limit(page.limit)
+      return (page.after === undefined ? query : query.where('id', '>', page.after)).execute()
     })
     return rows.map((row) => ({ ...row }))
   }

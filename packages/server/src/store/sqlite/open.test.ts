@@ -135,7 +135,7 @@ test('after kill -9 everything that was acknowledged is there, and nothing needs
 
     const store = await open(dataDir)
     for (const [name = '', record = ''] of acknowledged) {
-      expect(await store.functions.get(name), name).not.toBeNull()
+      expect(await store.functions.get('default', name), name).not.toBeNull()
       expect(await store.records.getInvocation(record), record).not.toBeNull()
     }
     await store.close()

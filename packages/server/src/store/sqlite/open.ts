@@ -8,7 +8,9 @@ import { Checkpointer } from './checkpoint.ts'
 import { openConnection, openQueries } from './connection.ts'
 import { type Patience, patiently, storeError } from './errors.ts'
 import { SqliteFunctions } from './functions.ts'
+import { SqliteIdempotency } from './idempotency.ts'
 import { markClean, prepareFile } from './integrity.ts'
+import { SqliteKeys } from './keys.ts'
 import { lockDataDir } from './lock.ts'
 import { RecordBuffer } from './record-buffer.ts'
 import { RecordWriter } from './record-writer.ts'
@@ -83,6 +85,8 @@ export async function openStore(options: OpenOptions): Promise<Store> {
       functions: new SqliteFunctions(queries, patience),
       records: new SqliteRecords(behind, queries, buffer, writer, patience),
       secrets: new SqliteSecrets(queries, patience),
+      keys: new SqliteKeys(queries, patience),
+      idempotency: new SqliteIdempotency(queries, patience),
       close() {
         closing ??= closeAll()
         return closing

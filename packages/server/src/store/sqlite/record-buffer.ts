@@ -53,9 +53,9 @@ export class RecordBuffer {
     for (const row of this.logs.splice(0, logs)) this.#bytes -= bytesOf(row)
   }
 
-  removeFunction(name: string): void {
-    for (const [id, row] of this.invocations) if (row.function === name) this.invocations.delete(id)
-    this.logs = this.logs.filter((row) => row.function !== name)
+  removeFunction(tenant: string, name: string): void {
+    for (const [id, row] of this.invocations) if (row.function === name && row.tenant === tenant) this.invocations.delete(id)
+    this.logs = this.logs.filter((row) => row.function !== name || row.tenant !== tenant)
     this.#bytes = 0
     for (const row of this.invocations.values()) this.#bytes += bytesOf(row)
     for (const row of this.logs) this.#bytes += bytesOf(row)

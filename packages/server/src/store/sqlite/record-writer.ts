@@ -138,6 +138,7 @@ export class RecordWriter {
 
 const invocationColumns = [
   'id',
+  'tenant',
   'function',
   'version',
   'status',
@@ -156,7 +157,16 @@ const invocationColumns = [
   'ended_at',
 ] as const satisfies (keyof InvocationTable)[]
 
-const logColumns = ['function', 'version', 'invocation_id', 'sandbox_id', 'source', 'message', 'time'] as const satisfies (keyof LogTable)[]
+const logColumns = [
+  'tenant',
+  'function',
+  'version',
+  'invocation_id',
+  'sandbox_id',
+  'source',
+  'message',
+  'time',
+] as const satisfies (keyof LogTable)[]
 
 function insertSql(verb: 'INSERT' | 'REPLACE', table: string, columns: readonly string[]): string {
   return `${verb} INTO ${table} (${columns.map((column) => `"${column}"`).join(', ')}) VALUES (${columns.map(() => '?').join(', ')})`
@@ -166,6 +176,7 @@ function insertSql(verb: 'INSERT' | 'REPLACE', table: string, columns: readonly 
 function invocationValues(row: InvocationRow): SQLInputValue[] {
   return [
     row.id,
+    row.tenant,
     row.function,
     row.version,
     row.status,
@@ -187,5 +198,5 @@ function invocationValues(row: InvocationRow): SQLInputValue[] {
 
 /** In the order of logColumns. */
 function logValues(row: LogRow): SQLInputValue[] {
-  return [row.function, row.version, row.invocation_id, row.sandbox_id, row.source, row.message, row.time]
+  return [row.tenant, row.function, row.version, row.invocation_id, row.sandbox_id, row.source, row.message, row.time]
 }

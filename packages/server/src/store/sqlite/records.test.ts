@@ -28,10 +28,10 @@ describe.each(stages)('records that are %s', (_, settle) => {
     await settle(store)
     store.records.invocation({ ...row, status: 'failed' })
     expect(await store.records.getInvocation(row.id)).toMatchObject({ status: 'failed' })
-    expect(await store.records.listInvocations({ status: 'running', limit: 10 })).toEqual([])
-    expect(await store.records.listInvocations({ status: 'failed', limit: 10 })).toHaveLength(1)
+    expect(await store.records.listInvocations({ tenant: 'default', status: 'running', limit: 10 })).toEqual([])
+    expect(await store.records.listInvocations({ tenant: 'default', status: 'failed', limit: 10 })).toHaveLength(1)
     await settle(store)
-    expect(await store.records.listInvocations({ limit: 10 })).toHaveLength(1)
+    expect(await store.records.listInvocations({ tenant: 'default', limit: 10 })).toHaveLength(1)
   })
 
   test('pages of invocations are newest first and complete, whatever part of them is still buffered', async () => {
@@ -43,7 +43,7 @@ describe.each(stages)('records that are %s', (_, settle) => {
     }
     const seen: string[] = []
     for (let before: string | undefined; ; before = seen.at(-1)) {
-      const page = await store.records.listInvocations({ function: 'hello', before, limit: 7 })
+      const page = await store.records.listInvocations({ tenant: 'default', function: 'hello', before, limit: 7 })
       seen.push(...page.map((row) => row.id))
       if (page.length < 7) break
     }
@@ -66,13 +66,29 @@ describe.each(stages)('records that are %s', (_, settle) => {
     expect(await messages({ function: 'other', invocation_id: 'inv-even', limit: 4 })).toBe('8')
   })
 
+  test('a tenant sees its own records only', async () => {
+    const store = await openTestStore()
+    store.records.invocation(invocationRow())
+    const other = invocationRow({ tenant: 'other' })
+    store.records.invocation(other)
+    store.records.log(logRow('mine'))
+    store.records.log(logRow('theirs', { tenant: 'other' }))
+    await settle(store)
+    expect(await store.records.listInvocations({ tenant: 'other', limit: 10 })).toEqual([other])
+    expect(await store.records.listInvocations({ tenant: 'other', function: 'hello', limit: 10 })).toEqual([other])
+    expect((await store.records.logs({ tenant: 'other', function: 'hello', limit: 10 })).map((row) => row.message)).toEqual(['theirs'])
+    await store.records.deleteOfFunction('default', 'hello')
+    expect(await store.records.listInvocations({ tenant: 'default', limit: 10 })).toEqual([])
+    expect(await store.records.getInvocation(other.id)).toEqual(other)
+  })
+
   test('records of a deleted function go with it', async () => {
     const store = await openTestStore()
     const row = invocationRow()
     store.records.invocation(row)
     store.records.log(logRow('x'))
     await settle(store)
-    await store.records.deleteOfFunction('hello')
+    await store.records.deleteOfFunction('default', 'hello')
     await store.records.flush()
     expect(await store.records.getInvocation(row.id)).toBeNull()
     expect(await store.records.logs({ limit: 10 })).toEqual([])
@@ -100,14 +116,14 @@ test('pruning removes what is older and what belongs to no function, and says ho
   const store = await openTestStore()
   await store.functions.create(functionRow('hello'))
   for (let index = 0; index < 1200; index++) {
-    store.records.invocation(invocationRow({ created_at: index < 1100 ? 1 : 100 }))
+    store.records.invocation(invocationRow({ id: newId('inv', index), created_at: index < 1100 ? 1 : 100 }))
     store.records.log(logRow('x', { time: index < 1100 ? 1 : 100 }))
   }
-  store.records.invocation(invocationRow({ function: 'gone' }))
+  store.records.invocation(invocationRow({ tenant: 'other' }))
   store.records.log(logRow('x', { function: 'gone too' }))
   await store.records.flush()
   expect(await store.records.prune({ invocations: 50, logs: 50 })).toBe(2202)
-  expect(await store.records.listInvocations({ limit: 1000 })).toHaveLength(100)
+  expect(await store.records.listInvocations({ tenant: 'default', limit: 1000 })).toHaveLength(100)
   expect(await store.records.logs({ limit: 1000 })).toHaveLength(100)
 })
 

@@ -52,18 +52,20 @@ export class SqliteRecords implements RecordStore {
   }
 
   listInvocations(filter: {
+    tenant: string
     function?: string | undefined
     status?: InvocationStatus | undefined
     before?: string | undefined
     limit: number
   }): Promise<InvocationRow[]> {
-    let query = this.#queries.selectFrom('invocations').selectAll().orderBy('id', 'desc')
+    let query = this.#queries.selectFrom('invocations').selectAll().where('tenant', '=', filter.tenant).orderBy('id', 'desc')
     if (filter.function !== undefined) query = query.where('function', '=', filter.function)
     if (filter.status !== undefined) query = query.where('status', '=', filter.status)
     if (filter.before !== undefined) query = query.where('id', '<', filter.before)
     return patiently(this.#patience, () => {
       const found: InvocationRow[] = []
       for (const row of this.#buffer.invocations.values()) {
+        if (row.tenant !== filter.tenant) continue
         if (filter.function !== undefined && row.function !== filter.function) continue
         if (filter.status !== undefined && row.status !== filter.status) continue
         if (filter.before === undefined || row.id < filter.before) found.push({ ...row })
@@ -79,14 +81,16 @@ export class SqliteRecords implements RecordStore {
     })
   }
 
-  logs(filter: { function?: string; invocation_id?: string; limit: number }): Promise<LogRow[]> {
+  logs(filter: { tenant?: string; function?: string; invocation_id?: string; limit: number }): Promise<LogRow[]> {
     let query = this.#queries.selectFrom('logs').selectAll().orderBy('seq', 'desc').limit(filter.limit)
+    if (filter.tenant !== undefined) query = query.where('tenant', '=', filter.tenant)
     if (filter.function !== undefined) query = query.where('function', '=', filter.function)
     if (filter.invocation_id !== undefined) query = query.where('invocation_id', '=', filter.invocation_id)
     return patiently(this.#patience, () => {
       const stored = [...this.#rows<LogTable>(query)].reverse().map(decodeLog)
       const buffered = this.#buffer.logs.filter(
         (row) =>
+          (filter.tenant === undefined || row.tenant === filter.tenant) &&
           (filter.function === undefined || row.function === filter.function) &&
           (filter.invocation_id === undefined || row.invocation_id === filter.invocation_id),
       )
@@ -95,56 +99,59 @@ export class SqliteRecords implements RecordStore {
   }
 
   async prune(olderThan: { invocations: number; logs: number }): Promise<number> {
+    // Neither has an index on time: both come in its order, so the old ones are the first. A run that finds a young one
+    // among them stops there, and goes on when that one is old too.
     let removed = await this.#deleteAll(
-      `DELETE FROM invocations WHERE id IN (SELECT id FROM invocations WHERE created_at < ? LIMIT ${pruneRows})`,
+      `DELETE FROM invocations WHERE created_at < ? AND id IN (SELECT id FROM invocations ORDER BY id LIMIT ${pruneRows})`,
       olderThan.invocations,
     )
-    // Logs have no index on time: they come in its order, so the old ones are the first. A run that finds a young one
-    // among them stops there, and goes on when that one is old too.
     removed += await this.#deleteAll(
       `DELETE FROM logs WHERE time < ? AND seq IN (SELECT seq FROM logs ORDER BY seq LIMIT ${pruneRows})`,
       olderThan.logs,
     )
-    for (const name of await this.#orphans()) removed += await this.#deleteStored(name)
+    for (const { tenant, name } of await this.#orphans()) removed += await this.#deleteStored(tenant, name)
     return removed
   }
 
-  async deleteOfFunction(name: string): Promise<void> {
-    this.#buffer.removeFunction(name)
-    await this.#deleteStored(name)
+  async deleteOfFunction(tenant: string, name: string): Promise<void> {
+    this.#buffer.removeFunction(tenant, name)
+    await this.#deleteStored(tenant, name)
   }
 
   flush(): Promise<void> {
     return this.#writer.flush()
   }
 
-  async #deleteStored(name: string): Promise<number> {
-    const invocations = await this.#deleteAll(
-      `DELETE FROM invocations WHERE id IN (SELECT id FROM invocations WHERE function = ? LIMIT ${pruneRows})`,
-      name,
-    )
-    const logs = await this.#deleteAll(`DELETE FROM logs WHERE seq IN (SELECT seq FROM logs WHERE function = ? LIMIT ${pruneRows})`, name)
-    return invocations + logs
+  async #deleteStored(tenant: string, name: string): Promise<number> {
+    const some = (key: string, table: string) =>
+      `DELETE FROM ${table} WHERE ${key} IN (SELECT ${key} FROM ${table} WHERE tenant = ? AND function = ? LIMIT ${pruneRows})`
+    const invocations = await this.#deleteAll(some('id', 'invocations'), tenant, name)
+    return invocations + (await this.#deleteAll(some('seq', 'logs'), tenant, name))
   }
 
-  /** Names that have records and no function. Hops from name to name in the index instead of reading all of it. */
-  #orphans(): Promise<string[]> {
-    const hop = (table: string) => `
-      WITH RECURSIVE names(name) AS (
-        SELECT min(function) FROM ${table}
-        UNION ALL SELECT (SELECT min(function) FROM ${table} WHERE function > name) FROM names WHERE name IS NOT NULL
-      ) SELECT name FROM names WHERE name IS NOT NULL AND name NOT IN (SELECT name FROM functions)`
-    return patiently(this.#patience, () => {
-      const names = ['invocations', 'logs'].flatMap((table) => this.#db.prepare(hop(table)).all())
-      return [...new Set(names.map((row) => String(row.name)))]
-    })
+  /** Functions that have records and are gone. Hops from name to name in the index instead of reading all of it. */
+  async #orphans(): Promise<{ tenant: string; name: string }[]> {
+    const known = this.#db.prepare('SELECT 1 FROM functions WHERE tenant = ? AND name = ?')
+    const orphans: { tenant: string; name: string }[] = []
+    for (const table of ['invocations', 'logs']) {
+      const hop = this.#db.prepare(
+        `SELECT tenant, function AS name FROM ${table} WHERE (tenant, function) > (?, ?) ORDER BY tenant, function LIMIT 1`,
+      )
+      for (let at = { tenant: '', name: '' }; ; ) {
+        const next = await patiently(this.#patience, () => hop.get(at.tenant, at.name) as typeof at | undefined)
+        if (next === undefined) break
+        if ((await patiently(this.#patience, () => known.get(next.tenant, next.name))) === undefined) orphans.push(next)
+        at = next
+      }
+    }
+    return orphans
   }
 
   /** Runs a delete of at most pruneRows until it removes fewer, letting other work through in between. */
-  async #deleteAll(sql: string, parameter: SQLInputValue): Promise<number> {
+  async #deleteAll(sql: string, ...parameters: SQLInputValue[]): Promise<number> {
     const statement = this.#db.prepare(sql)
     for (let removed = 0; ; ) {
-      const changes = await patiently(this.#patience, () => Number(statement.run(parameter).changes))
+      const changes = await patiently(this.#patience, () => Number(statement.run(...parameters).changes))
       removed += changes
       if (changes < pruneRows) return removed
       await nextTurn()

@@ -1,8 +1,8 @@
 import { newId } from '@thaw/protocol'
 import type { FunctionRow, InvocationRow, LogRow, SecretRow, VersionRow } from '../store.ts'
 
-export function functionRow(name: string): FunctionRow {
-  return { id: newId('fn'), name, active_version_id: null, next_version: 1, created_at: 1, updated_at: 1 }
+export function functionRow(name: string, tenant = 'default'): FunctionRow {
+  return { id: newId('fn'), tenant, name, active_version_id: null, next_version: 1, creation_token: null, created_at: 1, updated_at: 1 }
 }
 
 export function versionRow(functionId: string, change: Partial<VersionRow> = {}): Omit<VersionRow, 'version'> {
@@ -36,6 +36,7 @@ export function versionRow(functionId: string, change: Partial<VersionRow> = {})
 export function invocationRow(change: Partial<InvocationRow> = {}): InvocationRow {
   return {
     id: newId('inv'),
+    tenant: 'default',
     function: 'hello',
     version: 1,
     status: 'succeeded',
@@ -57,9 +58,19 @@ export function invocationRow(change: Partial<InvocationRow> = {}): InvocationRo
 }
 
 export function secretRow(name: string, change: Partial<SecretRow> = {}): SecretRow {
-  return { name, sealed: new Uint8Array([1, 0, 255]), key_id: 'k1', created_at: 1, updated_at: 1, ...change }
+  return { tenant: 'default', name, sealed: new Uint8Array([1, 0, 255]), key_id: 'k1', created_at: 1, updated_at: 1, ...change }
 }
 
 export function logRow(message: string, change: Partial<LogRow> = {}): LogRow {
-  return { function: 'hello', version: 1, invocation_id: 'inv-1', sandbox_id: 'sbx-1', source: 'stdout', message, time: 100, ...change }
+  return {
+    tenant: 'default',
+    function: 'hello',
+    version: 1,
+    invocation_id: 'inv-1',
+    sandbox_id: 'sbx-1',
+    source: 'stdout',
+    message,
+    time: 100,
+    ...change,
+  }
 }

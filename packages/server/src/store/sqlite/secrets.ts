@@ -18,37 +18,58 @@ export class SqliteSecrets implements SecretStore {
       db
         .insertInto('secrets')
         .values({ ...row })
-        .onConflict((conflict) => conflict.column('name').doNothing())
+        .onConflict((conflict) => conflict.columns(['tenant', 'name']).doNothing())
         .executeTakeFirstOrThrow(),
     )
     if (numInsertedOrUpdatedRows === 0n) throw new ThawError('secret_exists', `A secret named ${row.name} exists already.`)
   }
 
-  async update(name: string, change: Pick<SecretRow, 'sealed' | 'key_id' | 'updated_at'>): Promise<boolean> {
+  async update(tenant: string, name: string, change: Pick<SecretRow, 'sealed' | 'key_id' | 'updated_at'>): Promise<boolean> {
     const { numUpdatedRows } = await this.#do((db) =>
       db
         .updateTable('secrets')
         .set({ ...change })
+        .where('tenant', '=', tenant)
         .where('name', '=', name)
         .executeTakeFirstOrThrow(),
     )
     return numUpdatedRows > 0n
   }
 
-  async get(name: string): Promise<SecretRow | null> {
-    const row = await this.#do((db) => db.selectFrom('secrets').selectAll().where('name', '=', name).executeTakeFirst())
+  async get(tenant: string, name: string): Promise<SecretRow | null> {
+    const row = await this.#do((db) =>
+      db.selectFrom('secrets').selectAll().where('tenant', '=', tenant).where('name', '=', name).executeTakeFirst(),
+    )
     return row === undefined ? null : { ...row }
   }
 
-  async list(): Promise<Omit<SecretRow, 'sealed'>[]> {
+  async list(tenant: string): Promise<Omit<SecretRow, 'sealed'>[]> {
     const rows = await this.#do((db) =>
-      db.selectFrom('secrets').select(['name', 'key_id', 'created_at', 'updated_at']).orderBy('name').execute(),
+      db
+        .selectFrom('secrets')
+        .select(['tenant', 'name', 'key_id', 'created_at', 'updated_at'])
+        .where('tenant', '=', tenant)
+        .orderBy('name')
+        .execute(),
     )
     return rows.map((row) => ({ ...row }))
   }
 
-  async delete(name: string): Promise<boolean> {
-    const { numDeletedRows } = await this.#do((db) => db.deleteFrom('secrets').where('name', '=', name).executeTakeFirstOrThrow())
+  async keyIds(): Promise<{ key_id: string; count: number }[]> {
+    const rows = await this.#do((db) =>
+      db
+        .selectFrom('secrets')
+        .select((table) => ['key_id', table.fn.countAll<number>().as('count')])
+        .groupBy('key_id')
+        .execute(),
+    )
+    return rows.map((row) => ({ ...row }))
+  }
+
+  async delete(tenant: string, name: string): Promise<boolean> {
+    const { numDeletedRows } = await this.#do((db) =>
+      db.deleteFrom('secrets').where('tenant', '=', tenant).where('name', '=', name).executeTakeFirstOrThrow(),
+    )
     return numDeletedRows > 0n
   }
 

@@ -5,14 +5,18 @@ export interface Tables {
   invocations: InvocationTable
   logs: LogTable
   secrets: SecretTable
+  api_keys: KeyTable
+  idempotency: IdempotencyTable
   schema_migrations: MigrationTable
 }
 
 export interface FunctionTable {
   id: string
+  tenant: string
   name: string
   active_version_id: string | null
   next_version: number
+  creation_token: string | null
   created_at: number
   updated_at: number
 }
@@ -31,6 +35,7 @@ export interface VersionTable {
 
 export interface InvocationTable {
   id: string
+  tenant: string
   function: string
   version: number
   status: string
@@ -52,6 +57,7 @@ export interface InvocationTable {
 export interface LogTable {
   /** Grows with every entry; the order in which entries came. */
   seq: number
+  tenant: string
   function: string
   version: number
   invocation_id: string | null
@@ -62,11 +68,34 @@ export interface LogTable {
 }
 
 export interface SecretTable {
+  tenant: string
   name: string
   sealed: Uint8Array
   key_id: string
   created_at: number
   updated_at: number
+}
+
+export interface KeyTable {
+  id: string
+  hash: string
+  name: string
+  tenant: string
+  role: string
+  hint: string
+  created_at: number
+  expires_at: number | null
+  revoked_at: number | null
+}
+
+export interface IdempotencyTable {
+  tenant: string
+  key: string
+  fingerprint: string
+  status: number
+  headers: string
+  body: Uint8Array | null
+  created_at: number
 }
 
 export interface MigrationTable {
