@@ -82,6 +82,7 @@ export const errorTable = define({
     'List secrets with `thaw secret ls`, or make it with `thaw secret set`.',
   ),
   key_not_found: caller(404, 'There is no API key of this id.', 'List keys with `thaw key ls`.'),
+  snapshot_not_found: caller(404, 'There is no snapshot of this id.', 'List snapshots with GET /v1/snapshots.'),
   image_not_found: caller(404, 'There is no image of this name.', 'List images with `thaw image ls`.'),
   method_not_allowed: caller(405, 'This path does not take this method.', 'The Allow header names the methods that it takes.'),
   request_timeout: caller(408, 'The request did not arrive in time.', 'Send headers and body without long pauses.', true),
@@ -153,6 +154,11 @@ export const errorTable = define({
     422,
     'This Idempotency-Key was used for another request.',
     'Make a new key for each request, and send the same key only with the same body.',
+  ),
+  snapshot_unsupported: caller(
+    422,
+    'This cannot be kept in a snapshot of this kind.',
+    'Run `thaw doctor`: it names what memory snapshots need; kind "filesystem" keeps the files alone.',
   ),
   header_fields_too_large: caller(431, 'The request headers are larger than allowed.', 'Send at most 16 KiB of headers.'),
   too_many_requests: caller(
@@ -230,6 +236,18 @@ export const errorTable = define({
   driver_failed: platform(503, 'The driver could not do what was asked.', 'Try again; what the engine said is in details.', true),
   image_unavailable: platform(503, 'The image cannot be made available right now.', 'Try again; check the registry and the disk.', true),
   start_failed: platform(503, 'No instance could be started.', 'Try again; what each way of starting said is in details.', true),
+  snapshot_failed: platform(
+    503,
+    'The snapshot could not be taken or restored.',
+    'Try again; what the engine said is in details. docs/snapshots.md says what a snapshot cannot keep.',
+    true,
+  ),
+  snapshot_corrupt: platform(500, 'The files of the snapshot are damaged.', 'Delete the snapshot and take a new one; check the disk.'),
+  snapshot_incompatible: platform(
+    500,
+    'The snapshot was taken on another kernel, processor or engine, or does not fit the sandbox.',
+    'Take a new one on this machine.',
+  ),
   disk_full: platform(
     503,
     'The disk of the server is full.',
