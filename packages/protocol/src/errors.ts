@@ -47,6 +47,11 @@ export const errorTable = define({
     'The code archive cannot be read.',
     'Send a whole zip or tar.gz file, base64 encoded in code.archive or as a multipart file.',
   ),
+  file_invalid: caller(
+    400,
+    'The path cannot be used like this.',
+    'Read and write plain files; folders, devices, sockets and named pipes have no content to send.',
+  ),
   archive_unsafe: caller(
     400,
     'The code archive has an entry that is not allowed.',
@@ -68,6 +73,12 @@ export const errorTable = define({
     'Requests from this Origin are refused.',
     'Call the API from a program, or from a page that this server itself serves.',
   ),
+  file_forbidden: caller(403, 'The user may not do that with this file.', 'Choose another path, or another user.'),
+  port_not_listed: caller(
+    403,
+    'The sandbox does not offer this port.',
+    'List it: `thaw sandbox port ID PORT`, or ports when the sandbox is created.',
+  ),
   route_not_found: caller(404, 'There is nothing at this path.', 'See /docs for the paths that exist.'),
   function_not_found: caller(404, 'There is no function of this name.', 'List functions with `thaw ls`, or deploy it with `thaw deploy`.'),
   version_not_found: caller(404, 'The function has no such version.', 'List versions with `thaw versions NAME`.'),
@@ -82,6 +93,17 @@ export const errorTable = define({
     'List secrets with `thaw secret ls`, or make it with `thaw secret set`.',
   ),
   key_not_found: caller(404, 'There is no API key of this id.', 'List keys with `thaw key ls`.'),
+  sandbox_not_found: caller(404, 'There is no sandbox of this id or name.', 'List sandboxes with `thaw sandbox ls`.'),
+  process_not_found: caller(
+    404,
+    'There is no such process in the sandbox.',
+    'List its processes; one that ended is kept for half a minute.',
+  ),
+  file_not_found: caller(
+    404,
+    'There is no such file in the sandbox.',
+    'List the folder; paths are absolute, or relative to the home folder.',
+  ),
   snapshot_not_found: caller(404, 'There is no snapshot of this id.', 'List snapshots with GET /v1/snapshots.'),
   image_not_found: caller(404, 'There is no image of this name.', 'List images with `thaw image ls`.'),
   method_not_allowed: caller(405, 'This path does not take this method.', 'The Allow header names the methods that it takes.'),
@@ -97,6 +119,9 @@ export const errorTable = define({
     'Look with `thaw versions NAME`: a build may be running, or has failed; the version says why.',
     true,
   ),
+  sandbox_not_running: caller(409, 'The sandbox has ended.', 'Create another one; the state of the sandbox says how it ended.'),
+  sandbox_state_conflict: caller(409, 'The sandbox cannot do that in its present state.', 'Look at its state with GET /v1/sandboxes/{id}.'),
+  file_exists: caller(409, 'There is something at this path already.', 'Remove it first, or choose another path.'),
   secret_exists: caller(
     409,
     'A secret of this name exists already.',
@@ -129,6 +154,7 @@ export const errorTable = define({
     'The code archive is larger than allowed, packed, unpacked or in entries.',
     'Leave out what the function does not need, or raise limits.max_archive_bytes.',
   ),
+  range_not_satisfiable: caller(416, 'The file does not have these bytes.', 'Ask for a range within its size.'),
   unsupported_media_type: caller(
     415,
     'The content type is not taken here.',
@@ -205,7 +231,20 @@ export const errorTable = define({
   ),
   timed_out: code(504, 'The function did not finish in time.', 'Raise timeout_ms, or do less in one invocation.'),
 
+  port_unreachable: code(
+    502,
+    'Nothing listens on this port of the sandbox.',
+    'Start the server inside, and let it listen on this port.',
+    true,
+  ),
+
   // The platform
+  sandbox_unavailable: platform(
+    503,
+    'The sandbox does not answer right now.',
+    'Try again; it may be about to be snapshotted or to end.',
+    true,
+  ),
   internal: platform(500, 'Something went wrong inside thaw.', 'Look for the request id in the log of the server and report it.'),
   config_invalid: platform(
     500,

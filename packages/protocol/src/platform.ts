@@ -51,8 +51,8 @@ export const imageCreateSchema = z.strictObject({
 
 export const pruneResultSchema = z.object({ removed: z.array(z.string()), freed_bytes: z.int() })
 
-/** Whose bootstrap a pooled sandbox runs: python, node, or the launcher of programs. */
-export const poolRuntimes = ['python', 'node', 'custom'] as const
+/** What a pooled sandbox runs: the bootstrap of python or node, the launcher of programs, or the agent of sandboxes. */
+export const poolRuntimes = ['python', 'node', 'custom', 'agent'] as const
 export const poolRuntimeSchema = z.enum(poolRuntimes)
 
 export const poolItemSchema = z.object({

@@ -7,6 +7,7 @@ import { type DriverItem, ThawError } from '@thaw/protocol'
 import { Bundles } from './bundles/bundles.ts'
 import { type Config, isLoopback } from './config/index.ts'
 import { Artifacts } from './control/artifacts.ts'
+import type { BootedSandbox } from './control/booted.ts'
 import { Budget } from './control/budget.ts'
 import { BuildLogs } from './control/buildlog.ts'
 import { Builder } from './control/builds.ts'
@@ -18,13 +19,18 @@ import { Invoker } from './control/invoker.ts'
 import { Keys } from './control/keys.ts'
 import { LogBook } from './control/logbook.ts'
 import { Platform } from './control/platform.ts'
+import type { PoolKey } from './control/pool.ts'
 import { PoolCatalog } from './control/pool-catalog.ts'
 import { Pools } from './control/pools.ts'
 import { Collector, destroyLeftovers } from './control/reconcile.ts'
+import type { AgentSandbox } from './control/sandboxes/agent-sandbox.ts'
+import { Executor } from './control/sandboxes/execute.ts'
+import { SandboxStarter } from './control/sandboxes/sandbox-starter.ts'
+import { Sandboxes } from './control/sandboxes/sandboxes.ts'
 import { Scheduler } from './control/scheduler.ts'
 import { SecretCatalog } from './control/secret-catalog.ts'
 import { Secrets } from './control/secrets.ts'
-import { Starter } from './control/starter.ts'
+import { type RuntimePoolKey, Starter } from './control/starter.ts'
 import { OciDriver } from './drivers/oci/index.ts'
 import { ProcessDriver } from './drivers/process/index.ts'
 import { startGateway } from './gateway/server.ts'
@@ -66,7 +72,7 @@ export async function startApp(config: Config, onProgress: (line: string) => voi
     const secrets = await Secrets.open(store.secrets, dataDir)
     const drivers = new Drivers(createDrivers(dataDir), config.driver)
     for (const driver of drivers.all()) closers.push(() => driver.close())
-    await destroyLeftovers(drivers, log)
+    await destroyLeftovers(drivers, log, await Sandboxes.known(store.sandboxes))
     const chosen = await drivers.defaultKind()
     log.info({ driver: chosen }, 'driver chosen')
     if (chosen === 'process')
@@ -101,7 +107,8 @@ export async function startApp(config: Config, onProgress: (line: string) => voi
         images,
         artifacts,
         secrets,
-        pools: { take: (key) => pools.take(key) },
+        // Pools hold what they were started with.
+        pools: { take: (key) => pools.take(key) as BootedSandbox | undefined },
         log: (of) => (line) => logBook.add(of, line),
         onFallback: (of, method, error) => {
           metrics.bootFallback(method, error instanceof ThawError ? error.code : 'other')
@@ -112,9 +119,25 @@ export async function startApp(config: Config, onProgress: (line: string) => voi
         },
       },
     )
+    const sandboxStarter: SandboxStarter = new SandboxStarter({
+      drivers,
+      images,
+      pools: { take: (key) => pools.take(key) as AgentSandbox | undefined },
+      runtimesDir,
+      startTimeoutMs: limits.start_timeout_ms,
+      onFallback: (method, error) => {
+        metrics.bootFallback(method, error instanceof ThawError ? error.code : 'other')
+        log.warn({ err: error, boot_method: method }, 'boot method of a sandbox failed, the next one is used')
+      },
+    })
     const pools: Pools = new Pools(
       { size: config.pools.size, maxSize: config.pools.max_size, demandMs: config.pools.demand_ms },
-      { budget, log, start: (key, signal) => starter.startForPool(key, signal) },
+      {
+        budget,
+        log,
+        start: (key, signal) =>
+          isAgentPool(key) ? sandboxStarter.startForPool(key, signal) : starter.startForPool(key as RuntimePoolKey, signal),
+      },
     )
     closers.push(() => pools.close())
     const scheduler = new Scheduler(
@@ -141,7 +164,20 @@ export async function startApp(config: Config, onProgress: (line: string) => voi
       log,
     })
     closers.push(() => functions.close())
-    const catalog = new ImageCatalog(images, functions)
+    const sandboxes = new Sandboxes({
+      store: store.sandboxes,
+      drivers,
+      starter: sandboxStarter,
+      budget,
+      makeRoom: () => pools.makeRoom(),
+      log,
+    })
+    closers.push(() => sandboxes.close())
+    await sandboxes.open()
+    const catalog = new ImageCatalog(
+      images,
+      async () => new Set([...(await functions.references()).imageDigests, ...sandboxes.imageDigests()]),
+    )
     const platform = new Platform(drivers, {
       version,
       data_dir: dataDir,
@@ -153,7 +189,13 @@ export async function startApp(config: Config, onProgress: (line: string) => voi
       artifacts,
       images: catalog,
       records: store.records,
-      retention: { invocationsMs: config.retention.invocations_ms, logsMs: config.retention.logs_ms, imagesMs: config.retention.images_ms },
+      sandboxes,
+      retention: {
+        invocationsMs: config.retention.invocations_ms,
+        logsMs: config.retention.logs_ms,
+        sandboxesMs: config.retention.sandboxes_ms,
+        imagesMs: config.retention.images_ms,
+      },
       log,
     })
     closers.push(() => collector.close())
@@ -179,6 +221,8 @@ export async function startApp(config: Config, onProgress: (line: string) => voi
         platform,
         pools: new PoolCatalog(pools, drivers, images),
         secrets: new SecretCatalog(secrets, store.secrets, functions),
+        sandboxes,
+        executor: new Executor(sandboxes),
         keys,
         metrics,
         log,
@@ -212,6 +256,10 @@ export async function startApp(config: Config, onProgress: (line: string) => voi
 /** The drivers of this machine, with what each finds here. Starts nothing that stays. */
 export async function probeDrivers(dataDir: string): Promise<DriverItem[]> {
   return new Drivers(createDrivers(dataDir), 'auto').describe()
+}
+
+function isAgentPool(key: PoolKey): boolean {
+  return key.folder === 'agent'
 }
 
 function createDrivers(dataDir: string) {
@@ -258,6 +306,9 @@ async function stageRuntimes(dataDir: string): Promise<string> {
   mkdirSync(join(target, 'custom'), { mode: 0o755 })
   const launcher = join(root, '.build', 'runtimes', 'custom', 'launcher')
   if (existsSync(launcher)) cpSync(launcher, join(target, 'custom', 'launcher'))
+  mkdirSync(join(target, 'agent'), { mode: 0o755 })
+  const agent = join(root, '.build', 'agent', `thaw-agent-linux-${process.arch === 'arm64' ? 'arm64' : 'amd64'}`)
+  if (existsSync(agent)) cpSync(agent, join(target, 'agent', 'thaw-agent'))
   await compilePython(join(target, 'python'))
   return target
 }

@@ -78,7 +78,7 @@ export function defaultConfig(env: NodeJS.ProcessEnv, machine: Machine): Config 
       websocket_idle_ms: 600_000,
     },
     pools: { size: 2, max_size: 16, demand_ms: 300_000 },
-    retention: { invocations_ms: weekMs, logs_ms: weekMs, idempotency_ms: 86_400_000, images_ms: weekMs },
+    retention: { invocations_ms: weekMs, logs_ms: weekMs, sandboxes_ms: 86_400_000, idempotency_ms: 86_400_000, images_ms: weekMs },
     registries: { insecure: [] },
     builds: { env: inheritedBuildEnv(env), ca_file: env.SSL_CERT_FILE || null },
     shutdown: { drain_ms: 10_000 },

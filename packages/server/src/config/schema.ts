@@ -109,6 +109,7 @@ export const configSchema = z.strictObject({
   retention: z.strictObject({
     invocations_ms: keptMs('How long records of invocations are kept.'),
     logs_ms: keptMs('How long log entries are kept.'),
+    sandboxes_ms: keptMs('How long the record of a sandbox that has ended is kept.'),
     idempotency_ms: keptMs('How long the answer to a request with an Idempotency-Key is kept.'),
     images_ms: keptMs('How long an image that nothing uses is kept.'),
   }),

@@ -50,6 +50,10 @@ export class BootedSandbox {
     }
   }
 
+  get lost(): Promise<unknown> {
+    return this.connection.closed
+  }
+
   /** Sends what it prints, from now on, to `onLine`. */
   listen(onLine: (source: LogSource, message: string) => void): void {
     this.#output.onLine = onLine

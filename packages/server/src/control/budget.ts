@@ -21,6 +21,12 @@ export class Budget {
     return true
   }
 
+  /** Counts what is there already, whether it fits or not. */
+  force(memoryMib: number): void {
+    this.#instances++
+    this.#promisedMib += memoryMib
+  }
+
   /** Whether so much would fit into an empty host. */
   couldEverFit(memoryMib: number): boolean {
     return memoryMib <= this.#memoryMib

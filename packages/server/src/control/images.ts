@@ -1,44 +1,44 @@
 import type { ImageItem } from '@thaw/protocol'
 import { ThawError } from '@thaw/protocol'
 import type { Images as ImageFiles, ListedImage } from '../images/images.ts'
-import type { Functions } from './functions.ts'
 
-/** Images as the API shows them: what is on disk, and which functions use it. */
+/** Images as the API shows them: what is on disk, and whether something uses it. */
 export class ImageCatalog {
   readonly #files: ImageFiles
-  readonly #functions: Functions
+  readonly #references: () => Promise<Set<string>>
 
-  constructor(files: ImageFiles, functions: Functions) {
+  /** `references`: digests of the images that functions and sandboxes use. */
+  constructor(files: ImageFiles, references: () => Promise<Set<string>>) {
     this.#files = files
-    this.#functions = functions
+    this.#references = references
   }
 
   async list(): Promise<ImageItem[]> {
-    const { imageDigests } = await this.#functions.references()
+    const imageDigests = await this.#references()
     return (await this.#files.list()).map((image) => item(image, imageDigests))
   }
 
   /** Builds or pulls an image. */
   async ensure(ref: string, onProgress: (line: string) => void, signal: AbortSignal): Promise<ImageItem> {
     const { digest } = await this.#files.ensure(ref, { onProgress, signal })
-    const { imageDigests } = await this.#functions.references()
+    const imageDigests = await this.#references()
     const listed = (await this.#files.list()).find((image) => image.digest === digest)
     if (listed === undefined) throw new ThawError('image_unavailable', `The image ${ref} was removed while it was being made.`)
     return item({ ...listed, ref }, imageDigests)
   }
 
   async remove(ref: string): Promise<void> {
-    const { imageDigests } = await this.#functions.references()
+    const imageDigests = await this.#references()
     const used = (await this.#files.list()).find(
       (image) => (image.ref === ref || image.digest === ref) && image.digest !== null && imageDigests.has(image.digest),
     )
-    if (used !== undefined) throw new ThawError('image_in_use', `The image ${ref} is used by a function.`)
+    if (used !== undefined) throw new ThawError('image_in_use', `The image ${ref} is used by a function or a sandbox.`)
     await this.#files.remove(ref)
   }
 
   /** Removes images that no function uses and nobody has asked for within the last `olderThanMs`. */
   async prune(olderThanMs: number): Promise<{ removed: string[]; freed_bytes: number }> {
-    const { imageDigests } = await this.#functions.references()
+    const imageDigests = await this.#references()
     return this.#files.prune({ inUse: imageDigests, olderThanMs })
   }
 }

@@ -7,9 +7,12 @@ import type { Version } from './version.ts'
 /** A folder of `runtimes/`: whose files a sandbox is shown, and which program it starts with. */
 export type RuntimeFolder = 'python' | 'node' | 'custom'
 
+/** Where a sandbox that serves no function has its agent. */
+export type AgentFolder = 'agent'
+
 /** What makes one started sandbox as good as another for a version, before its code is given to it. */
 export interface BootKind {
-  folder: RuntimeFolder
+  folder: RuntimeFolder | AgentFolder
   network: NetworkMode
   /** The size of /tmp is fixed when a sandbox starts; its other limits are not. */
   tmp_mib: number
@@ -29,7 +32,7 @@ export interface LaunchPlaces {
 /** Where a deploy puts what it built, below the code folder. */
 export const builtPaths = { goBinary: '.thaw/bin/function', pythonPackages: '.thaw/python' } as const
 
-const defaultPath = '/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin'
+export const defaultPath = '/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin'
 
 /** Which folder of `runtimes/` serves the version. */
 function runtimeFolder(version: Version): RuntimeFolder | null {
@@ -61,7 +64,7 @@ export function defaultCommand(version: Version, codeDir: string): string[] {
 }
 
 /** Null: the version starts with a program of its own (Go functions are linked with their runtime). */
-export function bootKindOf(version: Version): BootKind | null {
+export function bootKindOf(version: Version): (BootKind & { folder: RuntimeFolder }) | null {
   const folder = runtimeFolder(version)
   return folder === null ? null : { folder, network: version.config.network, tmp_mib: version.config.resources.tmp_mib }
 }
@@ -70,7 +73,11 @@ export function bootKindOf(version: Version): BootKind | null {
 export const pooledResources = { memory_mib: 128, cpus: 1, pids: 64 } as const
 
 /** A sandbox that can be started before anybody knows for which version. */
-export function pooledSpec(kind: BootKind, image: Prepared, places: Pick<LaunchPlaces, 'runtimesDir' | 'imageEnv'>): BootSpec {
+export function pooledSpec(
+  kind: BootKind & { folder: RuntimeFolder },
+  image: Prepared,
+  places: Pick<LaunchPlaces, 'runtimesDir' | 'imageEnv'>,
+): BootSpec {
   return {
     ...bootSpec(runtimeArgv[kind.folder], image, places),
     mounts: [{ source: join(places.runtimesDir, kind.folder), target: insidePaths.runtimeDir, readonly: true }],

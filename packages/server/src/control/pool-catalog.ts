@@ -1,14 +1,16 @@
 import { type DriverKind, type NetworkMode, type PoolItem, ThawError } from '@thaw/protocol'
+import type { Caller } from './caller.ts'
 import type { Drivers } from './drivers.ts'
-import type { RuntimeFolder } from './launch.ts'
-import type { PoolKey } from './pool.ts'
+import type { Functions } from './functions.ts'
+import type { AgentFolder, RuntimeFolder } from './launch.ts'
+import { type PoolKey, poolName } from './pool.ts'
 import type { Pools } from './pools.ts'
 import type { Images } from './ports.ts'
 
 /** Which pool somebody means, with what may be left out. */
 export interface PoolRequest {
   image: string
-  runtime?: RuntimeFolder | undefined
+  runtime?: RuntimeFolder | AgentFolder | undefined
   driver?: DriverKind | undefined
   network: NetworkMode
   tmp_mib: number
@@ -19,15 +21,23 @@ export class PoolCatalog {
   readonly #pools: Pools
   readonly #drivers: Drivers
   readonly #images: Images
+  readonly #functions: Functions
 
-  constructor(pools: Pools, drivers: Drivers, images: Images) {
+  constructor(pools: Pools, drivers: Drivers, images: Images, functions: Functions) {
     this.#pools = pools
     this.#drivers = drivers
     this.#images = images
+    this.#functions = functions
   }
 
-  list(): PoolItem[] {
-    return this.#pools.list()
+  /** Pools are shared: what waits in them belongs to nobody yet. A member sees those that its functions could use. */
+  list(caller: Caller): PoolItem[] {
+    const pools = this.#pools.list()
+    if (caller.role === 'admin') return pools
+    const usable = new Set(this.#functions.poolKeys(caller.tenant).map(poolName))
+    return pools.filter(({ driver, image, image_digest, runtime, network, tmp_mib }) =>
+      usable.has(poolName({ driver, imageRef: image, imageDigest: image_digest, folder: runtime, network, tmp_mib })),
+    )
   }
 
   /** Fixes the size of a pool, or, with null, lets it follow demand. */

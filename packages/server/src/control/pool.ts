@@ -1,5 +1,4 @@
 import type { DriverKind } from '@thaw/protocol'
-import type { BootedSandbox } from './booted.ts'
 import type { BootKind } from './launch.ts'
 
 /** Identifies a pool: sandboxes in it are as good as each other. */
@@ -14,8 +13,15 @@ export function poolName(key: PoolKey): string {
   return [key.driver, key.imageDigest, key.folder, key.network, key.tmp_mib].join(' ')
 }
 
+/** What a pool can hold: a started sandbox, whose end can be heard of. */
+export interface Poolable {
+  readonly id: string
+  readonly lost: Promise<unknown>
+  destroy(): Promise<void>
+}
+
 export interface PoolParts {
-  start(signal: AbortSignal): Promise<BootedSandbox>
+  start(signal: AbortSignal): Promise<Poolable>
   /** Takes a share of the host for one more sandbox; false: the host is full. */
   reserve(): boolean
   /** Gives the share of a sandbox back that left the pool. */
@@ -40,7 +46,7 @@ export class Pool {
   /** Monotonic milliseconds of the takes that count as recent demand. */
   readonly demand: number[] = []
   readonly #parts: PoolParts
-  readonly #ready: BootedSandbox[] = []
+  readonly #ready: Poolable[] = []
   readonly #closing = new AbortController()
   #target = 0
   #filling: Promise<void> | undefined
@@ -65,7 +71,7 @@ export class Pool {
   }
 
   /** A started sandbox, or undefined. Its share of the host goes back: whoever takes it has one of its own. */
-  take(): BootedSandbox | undefined {
+  take(): Poolable | undefined {
     const sandbox = this.#ready.shift()
     if (sandbox !== undefined) this.#parts.release()
     return sandbox
@@ -107,7 +113,7 @@ export class Pool {
       this.#failures = 0
       this.#ready.push(sandbox)
       // One that dies while it waits is no use to anyone.
-      void sandbox.connection.closed.then(() => this.#lost(sandbox))
+      void sandbox.lost.then(() => this.#lost(sandbox))
       // It may have become one too many meanwhile.
       if (this.#ready.length > this.#target) await this.#drop()
       this.#parts.filled(undefined)
@@ -119,7 +125,7 @@ export class Pool {
     }
   }
 
-  async #lost(sandbox: BootedSandbox): Promise<void> {
+  async #lost(sandbox: Poolable): Promise<void> {
     const index = this.#ready.indexOf(sandbox)
     if (index < 0) return
     this.#ready.splice(index, 1)

@@ -2,9 +2,8 @@ import { readFileSync } from 'node:fs'
 import { availableParallelism } from 'node:os'
 import { type DriverKind, type PoolItem, ThawError } from '@thaw/protocol'
 import type { Logger } from '../telemetry/log.ts'
-import type { BootedSandbox } from './booted.ts'
 import type { Budget } from './budget.ts'
-import { Pool, type PoolKey, poolName } from './pool.ts'
+import { Pool, type Poolable, type PoolKey, poolName } from './pool.ts'
 
 export interface PoolsOptions {
   /** Sandboxes kept ready for each kind that a deployed function could use. 0: none unless asked for. */
@@ -31,7 +30,7 @@ export class Pools {
   readonly #options: PoolsOptions
   readonly #budget: Budget
   readonly #log: Logger
-  readonly #start: (key: PoolKey, signal: AbortSignal) => Promise<BootedSandbox>
+  readonly #start: (key: PoolKey, signal: AbortSignal) => Promise<Poolable>
   readonly #pools = new Map<string, Pool>()
   /** Kinds that a deployed function could use. */
   #wanted = new Set<string>()
@@ -41,7 +40,7 @@ export class Pools {
 
   constructor(
     options: PoolsOptions,
-    parts: { budget: Budget; log: Logger; start: (key: PoolKey, signal: AbortSignal) => Promise<BootedSandbox> },
+    parts: { budget: Budget; log: Logger; start: (key: PoolKey, signal: AbortSignal) => Promise<Poolable> },
   ) {
     this.#options = options
     this.#budget = parts.budget
@@ -52,7 +51,7 @@ export class Pools {
   }
 
   /** A started sandbox of this kind, or undefined. Counts as demand either way. */
-  take(key: PoolKey): BootedSandbox | undefined {
+  take(key: PoolKey): Poolable | undefined {
     if (this.#closed) return undefined
     const pool = this.#pool(key)
     pool.demand.push(performance.now())
@@ -173,7 +172,9 @@ export class Pools {
   #targetOf(pool: Pool): number {
     const prewarmed = pool.prewarmed?.count ?? 0
     if (pool.configured !== undefined) return Math.max(prewarmed, pool.configured)
-    if (!this.#wanted.has(poolName(pool.key)) || this.#options.size === 0) return prewarmed
+    // Sandboxes with an agent are for whoever asks for one: an image that was asked for lately is wanted.
+    const wanted = this.#wanted.has(poolName(pool.key)) || (pool.key.folder === 'agent' && pool.demand.length > 0)
+    if (!wanted || this.#options.size === 0) return prewarmed
     return Math.max(prewarmed, Math.min(this.#options.maxSize, Math.max(this.#options.size, pool.demand.length)))
   }
 

@@ -4,21 +4,25 @@ import type { Artifacts } from './artifacts.ts'
 import type { Drivers } from './drivers.ts'
 import type { Functions } from './functions.ts'
 import type { ImageCatalog } from './images.ts'
+import type { Sandboxes } from './sandboxes/sandboxes.ts'
 
 export interface Retention {
   invocationsMs: number
   logsMs: number
+  /** Of sandboxes that have ended. */
+  sandboxesMs: number
   imagesMs: number
 }
 
 /**
- * Destroys every sandbox that an earlier server left. Instances of functions are never taken over: their calls
- * failed with the server that made them, and a fresh one starts in milliseconds.
+ * Destroys every sandbox that an earlier server left, but those that are to be kept. Instances of functions are never
+ * taken over: their calls failed with the server that made them, and a fresh one starts in milliseconds.
  */
-export async function destroyLeftovers(drivers: Drivers, log: Logger): Promise<number> {
+export async function destroyLeftovers(drivers: Drivers, log: Logger, keep: ReadonlySet<string>): Promise<number> {
   let destroyed = 0
   for (const driver of drivers.all()) {
     for (const id of await driver.list()) {
+      if (keep.has(id)) continue
       try {
         await driver.destroy(id)
         destroyed++
@@ -40,6 +44,7 @@ export class Collector {
     artifacts: Artifacts
     images: ImageCatalog
     records: RecordStore
+    sandboxes: Sandboxes
     retention: Retention
     log: Logger
   }
@@ -51,6 +56,7 @@ export class Collector {
     artifacts: Artifacts
     images: ImageCatalog
     records: RecordStore
+    sandboxes: Sandboxes
     retention: Retention
     log: Logger
   }) {
@@ -70,11 +76,12 @@ export class Collector {
   }
 
   async #collect(): Promise<void> {
-    const { functions, artifacts, images, records, retention } = this.#parts
+    const { functions, artifacts, images, records, sandboxes, retention } = this.#parts
     const now = Date.now()
     artifacts.collect((await functions.references()).versionIds, now - retention.imagesMs)
     await functions.collectCode()
     await records.prune({ invocations: now - retention.invocationsMs, logs: now - retention.logsMs })
+    await sandboxes.prune(now - retention.sandboxesMs)
     await images.prune(retention.imagesMs)
   }
 }

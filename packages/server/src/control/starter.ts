@@ -5,7 +5,7 @@ import type { Artifacts } from './artifacts.ts'
 import { BootedSandbox } from './booted.ts'
 import type { Drivers } from './drivers.ts'
 import { Instance, type InstanceLog } from './instance.ts'
-import { bootKindOf, type LaunchPlaces, loadOf, pooledSpec, specOf } from './launch.ts'
+import { bootKindOf, type LaunchPlaces, loadOf, pooledSpec, type RuntimeFolder, specOf } from './launch.ts'
 import type { PoolKey } from './pool.ts'
 import type { Images, ReadyImage } from './ports.ts'
 import type { Secrets } from './secrets.ts'
@@ -15,6 +15,9 @@ export interface StarterOptions {
   runtimesDir: string
   startTimeoutMs: number
 }
+
+/** A pool whose sandboxes run a runtime. */
+export type RuntimePoolKey = PoolKey & { folder: RuntimeFolder }
 
 export interface StarterParts {
   drivers: Drivers
@@ -76,14 +79,14 @@ export class Starter {
   }
 
   /** The pool that a version's instances can come from, or null. */
-  poolKeyOf(version: Version, image: { digest: string }): PoolKey | null {
+  poolKeyOf(version: Version, image: { digest: string }): RuntimePoolKey | null {
     const kind = bootKindOf(version)
     if (kind === null || !this.#parts.artifacts.hasAtMost(version, maxBoundEntries)) return null
     return { ...kind, driver: version.config.driver, imageDigest: image.digest, imageRef: version.config.image }
   }
 
   /** Starts a sandbox for a pool. */
-  async startForPool(key: PoolKey, signal: AbortSignal): Promise<BootedSandbox> {
+  async startForPool(key: RuntimePoolKey, signal: AbortSignal): Promise<BootedSandbox> {
     const driver = await this.#parts.drivers.usable(key.driver)
     const image = (await this.#parts.images.find(key.imageDigest)) ?? (await this.#parts.images.ensure(key.imageRef, { signal }))
     const spec = pooledSpec(key, await driver.prepare(image.source), {

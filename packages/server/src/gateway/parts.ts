@@ -5,6 +5,8 @@ import type { Invoker } from '../control/invoker.ts'
 import type { Keys } from '../control/keys.ts'
 import type { Platform } from '../control/platform.ts'
 import type { PoolCatalog } from '../control/pool-catalog.ts'
+import type { Executor } from '../control/sandboxes/execute.ts'
+import type { Sandboxes } from '../control/sandboxes/sandboxes.ts'
 import type { SecretCatalog } from '../control/secret-catalog.ts'
 import type { Logger } from '../telemetry/log.ts'
 import type { Metrics } from '../telemetry/metrics.ts'
@@ -20,6 +22,8 @@ export interface GatewayParts {
   pools: PoolCatalog
   secrets: SecretCatalog
   keys: Keys
+  sandboxes: Sandboxes
+  executor: Executor
   metrics: Metrics
   log: Logger
 }

@@ -19,7 +19,10 @@ import { invocationRoutes } from './routes/invocations.ts'
 import { keyRoutes } from './routes/keys.ts'
 import { platformRoutes } from './routes/platform.ts'
 import { poolRoutes } from './routes/pools.ts'
+import { sandboxFileRoutes } from './routes/sandbox-files.ts'
+import { sandboxRoutes } from './routes/sandboxes.ts'
 import { secretRoutes } from './routes/secrets.ts'
+import { SandboxPaths } from './sandbox-paths.ts'
 import { parseStrictJson } from './strict-json.ts'
 import { answerUpgrade } from './upgrade.ts'
 
@@ -48,6 +51,7 @@ export async function startGateway(options: GatewayOptions, parts: GatewayParts)
     onPlatformError: (error, { requestId, functionName, invocationId }) =>
       parts.log.warn({ err: error, request_id: requestId, function: functionName, invocation: invocationId }, 'invocation failed'),
   })
+  const sandboxPaths = new SandboxPaths(parts.sandboxes)
   const upgrade = (request: IncomingMessage, socket: Duplex, head: Buffer) => {
     const response = answerUpgrade(request, socket)
     const caller = admission.admit(request, socket)
@@ -94,6 +98,7 @@ export async function startGateway(options: GatewayOptions, parts: GatewayParts)
     const caller = admission.admit(request, response)
     if (caller instanceof ThawError) return refuseUnread(request, response, caller)
     if (invokePaths.handle(caller, path, query, request, response)) return
+    if (sandboxPaths.handle(caller, path, query, request, response)) return
     rememberCaller(request, caller)
     control(request, response)
   }
@@ -140,6 +145,8 @@ export async function startGateway(options: GatewayOptions, parts: GatewayParts)
     poolRoutes(routes, parts)
     secretRoutes(routes, parts)
     keyRoutes(routes, parts)
+    sandboxRoutes(routes, parts)
+    sandboxFileRoutes(routes, parts)
   })
   await app.ready()
   await listen(app.server, options)

@@ -1,4 +1,16 @@
-import type { CodeFailure, ErrorCode, FunctionConfig, InvocationItem, InvocationStatus, LogEntry, Role } from '@thaw/protocol'
+import type {
+  BootMethod,
+  CodeFailure,
+  DriverKind,
+  ErrorCode,
+  FunctionConfig,
+  InvocationItem,
+  InvocationStatus,
+  LogEntry,
+  Role,
+  SandboxCreateParsed,
+  SandboxState,
+} from '@thaw/protocol'
 
 /**
  * The ports of the store: what control keeps, and nothing about how. Rows are plain objects; times are Unix
@@ -13,6 +25,7 @@ export interface Store {
   readonly secrets: SecretStore
   readonly keys: KeyStore
   readonly idempotency: IdempotencyStore
+  readonly sandboxes: SandboxStore
   /** Flushes what is buffered and closes the file. */
   close(): Promise<void>
 }
@@ -197,4 +210,59 @@ export interface RecordStore {
   prune(olderThan: { invocations: number; logs: number }): Promise<number>
   deleteOfFunction(tenant: string, name: string): Promise<void>
   flush(): Promise<void>
+}
+
+/** What a sandbox was asked to be; `image` is always set. */
+export type SandboxSpec = Omit<SandboxCreateParsed, 'image' | 'driver' | 'name' | 'snapshot_id'> & { image: string }
+
+export interface SandboxRow {
+  id: string
+  tenant: string
+  name: string | null
+  state: SandboxState
+  driver: DriverKind
+  image_digest: string | null
+  spec: SandboxSpec
+  boot_method: BootMethod | null
+  /** What its agent wants to see before it obeys. */
+  access_token: string
+  parent_id: string | null
+  snapshot_id: string | null
+  /** The snapshot that it sleeps in. */
+  hibernation_id: string | null
+  error: { code: ErrorCode; message: string } | null
+  created_at: number
+  started_at: number | null
+  ends_at: number | null
+  /** Set in the states stopped and failed. */
+  ended_at: number | null
+  used_at: number
+}
+
+export interface SandboxFilter {
+  tenant: string
+  states?: SandboxState[] | undefined
+  name?: string | undefined
+  image?: string | undefined
+  metadata?: Record<string, string> | undefined
+  /** Id of the last row of the page before. */
+  before?: string | undefined
+  limit: number
+}
+
+export interface SandboxStore {
+  /** Throws `sandbox_state_conflict` when the name is taken. */
+  create(row: SandboxRow): Promise<void>
+  update(id: string, change: Partial<Omit<SandboxRow, 'id' | 'tenant'>>): Promise<void>
+  get(id: string): Promise<SandboxRow | null>
+  /** The one of this name that has not ended. */
+  byName(tenant: string, name: string): Promise<SandboxRow | null>
+  /** Newest first. */
+  list(filter: SandboxFilter): Promise<SandboxRow[]>
+  /** Of all tenants, those that have not ended. */
+  live(): Promise<SandboxRow[]>
+  /** False when there was none. */
+  delete(id: string): Promise<boolean>
+  /** Removes those that ended before that time. Returns how many. */
+  prune(before: number): Promise<number>
 }

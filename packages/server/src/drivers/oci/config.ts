@@ -1,7 +1,7 @@
 import type { CreateSpec } from '../driver.ts'
 import { idShift, idShiftRange, insidePaths } from '../driver.ts'
+import { seccompProfile } from '../seccomp.ts'
 import { cpuPeriod, cpuQuota } from './cgroup.ts'
-import { seccompProfile } from './seccomp.ts'
 
 /** What config needs to know beside the spec of the sandbox. */
 export interface ConfigInput {
@@ -50,7 +50,19 @@ export function ociConfig(input: ConfigInput): object {
   })
   // Root inside may install packages while it builds; it never gets more than an engine gives by default.
   const capabilities =
-    spec.user === 'root' ? ['CAP_CHOWN', 'CAP_DAC_OVERRIDE', 'CAP_FOWNER', 'CAP_FSETID', 'CAP_SETGID', 'CAP_SETUID', 'CAP_KILL'] : []
+    spec.user === 'root'
+      ? [
+          'CAP_CHOWN',
+          'CAP_DAC_OVERRIDE',
+          'CAP_FOWNER',
+          'CAP_FSETID',
+          'CAP_SETGID',
+          'CAP_SETUID',
+          'CAP_KILL',
+          'CAP_NET_BIND_SERVICE',
+          'CAP_SYS_CHROOT',
+        ]
+      : []
   return {
     ociVersion: '1.0.2',
     hostname: spec.id,
@@ -77,18 +89,23 @@ export function ociConfig(input: ConfigInput): object {
         source: 'shm',
         options: ['nosuid', 'noexec', 'nodev', 'mode=1777', `size=${spec.resources.tmp_mib}m`, 'nr_inodes=4096'],
       },
-      {
-        destination: '/tmp',
-        type: 'tmpfs',
-        source: 'tmpfs',
-        options: [
-          'nosuid',
-          'nodev',
-          'mode=1777',
-          `size=${spec.resources.tmp_mib}m`,
-          `nr_inodes=${Math.min(spec.resources.tmp_mib * 256, 262_144)}`,
-        ],
-      },
+      // In a sandbox that people work in, /tmp is a folder like any other.
+      ...(spec.ready === 'agent'
+        ? []
+        : [
+            {
+              destination: '/tmp',
+              type: 'tmpfs',
+              source: 'tmpfs',
+              options: [
+                'nosuid',
+                'nodev',
+                'mode=1777',
+                `size=${spec.resources.tmp_mib}m`,
+                `nr_inodes=${Math.min(spec.resources.tmp_mib * 256, 262_144)}`,
+              ],
+            },
+          ]),
       ...(spec.image.image.binds ?? []).map((mount) => bind(mount.source, mount.target, true)),
       ...spec.mounts.map((mount) => bind(mount.source, mount.target, mount.readonly)),
       bind(runDir, insidePaths.runDir, false),

@@ -7,13 +7,13 @@ import { type Probe, ThawError } from '@thaw/protocol'
 import { runCommand } from '../command.ts'
 import type { BindSpec, CreateSpec, Driver, Exit, Handle, ImageSource, Port, Prepared, SandboxStatus } from '../driver.ts'
 import { idShift, socketNames } from '../driver.ts'
+import { linkTree } from '../link-tree.ts'
 import { findProcesses, identify, isAlive, type ProcessIdentity, signalProcess, waitUntil, whenEnded } from '../processes.ts'
 import { connectUnixSocket, waitForName } from '../socket.ts'
 import { startWithin } from '../starting.ts'
 import { type Cgroups, openCgroups } from './cgroup.ts'
 import { ociConfig } from './config.ts'
-import { linkTree } from './link-tree.ts'
-import { EgressNetwork } from './network.ts'
+import { EgressNetwork, type Made } from './network.ts'
 import { hardNofileLimit, probeOci } from './probe.ts'
 
 export interface OciOptions {
@@ -61,6 +61,19 @@ export class OciDriver implements Driver {
     this.#cgroupBase = `/thaw/${createHash('sha256').update(options.dataDir).digest('hex').slice(0, 12)}`
     this.#cgroups = openCgroups()
     this.#network = new EgressNetwork(options.dataDir)
+    this.#adoptNetworks()
+  }
+
+  /** Sandboxes of an earlier server hold their namespaces until they are destroyed. */
+  #adoptNetworks(): void {
+    if (!existsSync(this.#sandboxesDir)) return
+    for (const id of readdirSync(this.#sandboxesDir)) {
+      try {
+        this.#network.adopt(id, JSON.parse(readFileSync(join(this.#dir(id), 'network.json'), 'utf8')) as Made)
+      } catch {
+        // Without one, or the server ended while it was written: a namespace that nobody holds is found by its name.
+      }
+    }
   }
 
   probe(): Promise<Probe> {
@@ -98,7 +111,9 @@ export class OciDriver implements Driver {
     }
     let netns: string | undefined
     if (spec.network === 'egress') {
-      netns = (await this.#network.create(spec.id)).path
+      const network = await this.#network.create(spec.id)
+      netns = network.path
+      writeFileSync(join(dir, 'network.json'), JSON.stringify(network.made), { mode: 0o600 })
       writeFileSync(join(dir, 'resolv.conf'), this.#network.resolvConf, { mode: 0o644 })
       mounts.push({ source: join(dir, 'resolv.conf'), target: '/etc/resolv.conf', readonly: true })
     }

@@ -1,10 +1,10 @@
 import { createHash, randomBytes } from 'node:crypto'
 import { existsSync, readdirSync, readFileSync, writeFileSync } from 'node:fs'
-import { isIPv4 } from 'node:net'
 import { networkInterfaces } from 'node:os'
 import { join } from 'node:path'
 import { ThawError } from '@thaw/protocol'
 import { runCommand } from '../command.ts'
+import { egressFilter, hostResolvers } from '../egress.ts'
 
 /**
  * Network mode `egress`: each sandbox gets a network namespace with one link to the host, its own /30 of
@@ -16,11 +16,6 @@ import { runCommand } from '../command.ts'
  * server left can be told apart and removed.
  */
 
-const deniedRanges = [
-  '0.0.0.0/8', '10.0.0.0/8', '100.64.0.0/10', '127.0.0.0/8', '169.254.0.0/16', '172.16.0.0/12',
-  '192.168.0.0/16', '198.18.0.0/15', '224.0.0.0/4', '240.0.0.0/4',
-] // biome-ignore format: one glance
-
 const poolBase = (100 << 24) | (64 << 16)
 /** /30 networks of one server. 1024 servers can share the /10. */
 const networksPerServer = 1024
@@ -30,10 +25,12 @@ const namespaceFolder = '/run/netns'
 export interface PreparedNetwork {
   /** Path of the namespace. */
   path: string
+  /** To be kept, so that another server can `adopt` it. */
+  made: Made
 }
 
 /** A namespace with its link and addresses. */
-interface Made {
+export interface Made {
   name: string
   network: number
 }
@@ -73,7 +70,14 @@ export class EgressNetwork {
     const made = this.#spares.pop() ?? (await this.#make())
     this.#held.set(id, made)
     this.#refill()
-    return { path: join(namespaceFolder, made.name) }
+    return { path: join(namespaceFolder, made.name), made }
+  }
+
+  /** The namespace of a sandbox that an earlier server made and that goes on. */
+  adopt(id: string, made: Made): void {
+    const index = this.#free.indexOf(made.network)
+    if (index >= 0) this.#free.splice(index, 1)
+    this.#held.set(id, made)
   }
 
   /** Removes the namespace of a sandbox, and with it the link. Idempotent. Takes what `list` of an earlier server named, too. */
@@ -177,39 +181,7 @@ export class EgressNetwork {
   }
 
   async #installFilter(): Promise<void> {
-    const ours = `"th${this.#tag}*"`
-    const resolvers = this.#resolvers.filter((address) => isIPv4(address))
-    const dns = resolvers.length === 0 ? '' : `ip daddr { ${resolvers.join(', ')} } meta l4proto { tcp, udp } th dport 53 accept`
-    // Added and deleted first, so that rules of a killed server are replaced; nft applies a file as one transaction.
-    await runCommand('nft', ['-f', '-'], {
-      input: `
-        table inet ${this.#table}
-        delete table inet ${this.#table}
-        table inet ${this.#table} {
-          chain forward {
-            type filter hook forward priority filter; policy accept;
-            oifname ${ours} ct state established,related accept
-            oifname ${ours} drop
-            iifname ${ours} jump egress
-          }
-          chain egress {
-            ct state established,related accept
-            ${dns}
-            ip daddr { ${deniedRanges.join(', ')} } drop
-            meta nfproto ipv6 drop
-            fib daddr type local drop
-            accept
-          }
-          chain input {
-            type filter hook input priority filter; policy accept;
-            iifname ${ours} drop
-          }
-          chain postrouting {
-            type nat hook postrouting priority srcnat; policy accept;
-            iifname ${ours} masquerade
-          }
-        }`,
-    })
+    await runCommand('nft', ['-f', '-'], { input: egressFilter(this.#table, `"th${this.#tag}*"`, this.#resolvers) })
     if (readFileSync('/proc/sys/net/ipv4/ip_forward', 'latin1').trim() !== '1') writeFileSync('/proc/sys/net/ipv4/ip_forward', '1')
   }
 }
@@ -240,16 +212,4 @@ function freeServerSlot(preferred: number): number {
     if (!used.has(slot)) return slot * networksPerServer
   }
   return preferred * networksPerServer
-}
-
-/** Resolvers of this host that a sandbox can reach: a stub on loopback is replaced by what it asks. */
-function hostResolvers(): string[] {
-  for (const path of ['/etc/resolv.conf', '/run/systemd/resolve/resolv.conf']) {
-    if (!existsSync(path)) continue
-    const found = [...readFileSync(path, 'utf8').matchAll(/^nameserver\s+(\S+)/gm)]
-      .map((match) => match[1] as string)
-      .filter((address) => isIPv4(address) && !address.startsWith('127.'))
-    if (found.length > 0) return found
-  }
-  return []
 }

@@ -1,5 +1,6 @@
 import { itemOf, listOf, poolItemSchema, poolUpdateSchema, prewarmSchema } from '@thaw/protocol'
 import { z } from 'zod'
+import { goneSignal } from '../gone.ts'
 import type { GatewayParts } from '../parts.ts'
 import type { Routes } from '../server.ts'
 
@@ -47,13 +48,4 @@ export function poolRoutes(app: Routes, { pools }: GatewayParts): void {
       return { item: await pools.prewarm(kind, count, goneSignal(reply.raw)) }
     },
   )
-}
-
-/** Aborts when the client goes away before it has its answer. */
-function goneSignal(response: { once(event: 'close', listener: () => void): unknown; writableFinished: boolean }): AbortSignal {
-  const gone = new AbortController()
-  response.once('close', () => {
-    if (!response.writableFinished) gone.abort()
-  })
-  return gone.signal
 }

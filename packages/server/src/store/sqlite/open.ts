@@ -15,6 +15,7 @@ import { lockDataDir } from './lock.ts'
 import { RecordBuffer } from './record-buffer.ts'
 import { RecordWriter } from './record-writer.ts'
 import { SqliteRecords } from './records.ts'
+import { SqliteSandboxes } from './sandboxes.ts'
 import { SqliteSecrets } from './secrets.ts'
 
 /** What the store needs of a logger; pino's fits. */
@@ -87,6 +88,7 @@ export async function openStore(options: OpenOptions): Promise<Store> {
       secrets: new SqliteSecrets(queries, patience),
       keys: new SqliteKeys(queries, patience),
       idempotency: new SqliteIdempotency(queries, patience),
+      sandboxes: new SqliteSandboxes(queries, patience),
       close() {
         closing ??= closeAll()
         return closing

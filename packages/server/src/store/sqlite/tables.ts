@@ -7,6 +7,8 @@ export interface Tables {
   secrets: SecretTable
   api_keys: KeyTable
   idempotency: IdempotencyTable
+  sandboxes: SandboxTable
+  snapshots: SnapshotTable
   schema_migrations: MigrationTable
 }
 
@@ -96,6 +98,52 @@ export interface IdempotencyTable {
   headers: string
   body: Uint8Array | null
   created_at: number
+}
+
+export interface SandboxTable {
+  id: string
+  tenant: string
+  name: string | null
+  state: string
+  driver: string
+  image_digest: string | null
+  spec: string
+  boot_method: string | null
+  access_token: string
+  parent_id: string | null
+  snapshot_id: string | null
+  hibernation_id: string | null
+  error: string | null
+  created_at: number
+  started_at: number | null
+  ends_at: number | null
+  ended_at: number | null
+  used_at: number
+}
+
+export interface SnapshotTable {
+  id: string
+  tenant: string
+  purpose: string
+  kind: string
+  state: string
+  name: string | null
+  sandbox_id: string | null
+  version_id: string | null
+  driver: string
+  image_digest: string
+  spec: string
+  fingerprint: string
+  driver_state: string
+  manifest_digest: string | null
+  size_bytes: number
+  frozen_ms: number | null
+  success_count: number
+  failure_count: number
+  failures_in_row: number
+  error: string | null
+  created_at: number
+  last_used_at: number | null
 }
 
 export interface MigrationTable {

@@ -1,0 +1,101 @@
+import { type ExecRequestParsed, type ExecResult, maxOutputBytes, ThawError } from '@thaw/protocol'
+import type { AgentClient, ProcessEvent, ProcessStart } from '../../agent/agent.ts'
+import { argvOf } from './sandbox-starter.ts'
+
+const stdinPieceBytes = 1024 * 1024
+/** How long the end of a process that was killed is waited for. */
+const killedMs = 5000
+
+/** Runs a command to its end. That it fails is a result; `timed_out` says that it was killed because its time was over. */
+export async function runCommand(agent: AgentClient, request: ExecRequestParsed, signal?: AbortSignal): Promise<ExecResult> {
+  const started = performance.now()
+  const [cmd, ...args] = argvOf(request.command) as [string, ...string[]]
+  const stdin = request.stdin === undefined ? null : Buffer.from(request.stdin, request.encoding)
+  const start: ProcessStart = {
+    process: { cmd, args, envs: request.env, ...(request.cwd === undefined ? {} : { cwd: request.cwd }) },
+    stdin: stdin !== null,
+  }
+  const output = new Output()
+  const over = new AbortController()
+  let pid: number | undefined
+  let timedOut = false
+  const kill = () => {
+    if (pid !== undefined) void killProcess(agent, pid).catch(() => undefined)
+    // What does not even die is left alone: its stream is given up.
+    setTimeout(() => over.abort(new ThawError('sandbox_unavailable', 'The process does not end.')), killedMs).unref()
+  }
+  const timer = setTimeout(() => {
+    timedOut = true
+    kill()
+  }, request.timeout_ms)
+  signal?.addEventListener('abort', kill, { once: true })
+  try {
+    const events = agent.stream<ProcessEvent>('process.Process/Start', start, { user: request.user, signal: over.signal })
+    let end: NonNullable<ProcessEvent['event']>['end']
+    for await (const { event } of events) {
+      if (event?.start !== undefined) {
+        pid = event.start.pid
+        if (timedOut || signal?.aborted === true) kill()
+        if (stdin !== null) feed(agent, pid, stdin).catch(() => undefined)
+      }
+      if (event?.data !== undefined) output.add(event.data)
+      if (event?.end !== undefined) end = event.end
+    }
+    if (signal?.aborted === true) throw new ThawError('cancelled')
+    const killedBy = end?.exited === false ? signalOf(end.status) : null
+    return {
+      stdout: output.text('stdout', request.encoding),
+      stderr: output.text('stderr', request.encoding),
+      exit_code: timedOut ? null : (end?.exitCode ?? 0),
+      signal: timedOut ? 'SIGKILL' : killedBy,
+      timed_out: timedOut,
+      duration_ms: Math.round((performance.now() - started) * 1000) / 1000,
+      truncated: output.truncated,
+      encoding: request.encoding,
+    }
+  } finally {
+    clearTimeout(timer)
+    signal?.removeEventListener('abort', kill)
+  }
+}
+
+/** Ends a process and all that it started in its group. */
+export async function killProcess(agent: AgentClient, pid: number, name = 'SIGNAL_SIGKILL'): Promise<void> {
+  await agent.unary('process.Process/SendSignal', { process: { pid }, signal: name, group: true })
+}
+
+async function feed(agent: AgentClient, pid: number, bytes: Buffer): Promise<void> {
+  for (let at = 0; at < bytes.length; at += stdinPieceBytes) {
+    const piece = bytes.subarray(at, at + stdinPieceBytes)
+    await agent.unary('process.Process/SendInput', { process: { pid }, input: { stdin: piece.toString('base64') } })
+  }
+  await agent.unary('process.Process/CloseStdin', { process: { pid } })
+}
+
+/** `signal: killed` and the like, as the agent words the status of a process that a signal ended. */
+function signalOf(status: string | undefined): string | null {
+  return status?.startsWith('signal: ') === true ? status.slice(8) : null
+}
+
+class Output {
+  truncated = false
+  #bytes = 0
+  readonly #pieces: Record<'stdout' | 'stderr', Buffer[]> = { stdout: [], stderr: [] }
+
+  add(data: { stdout?: string; stderr?: string }): void {
+    for (const name of ['stdout', 'stderr'] as const) {
+      const text = data[name]
+      if (text === undefined) continue
+      const bytes = Buffer.from(text, 'base64')
+      const room = maxOutputBytes - this.#bytes
+      if (bytes.length > room) this.truncated = true
+      if (room <= 0) continue
+      this.#pieces[name].push(bytes.length > room ? bytes.subarray(0, room) : bytes)
+      this.#bytes += Math.min(bytes.length, room)
+    }
+  }
+
+  text(name: 'stdout' | 'stderr', encoding: 'utf8' | 'base64'): string {
+    return Buffer.concat(this.#pieces[name]).toString(encoding)
+  }
+}

@@ -1,0 +1,34 @@
+import type { SandboxItem } from '@thaw/protocol'
+import type { SandboxRow } from '../../store/store.ts'
+
+/** A sandbox as the API shows it: without its environment, which may hold what is private, and its token. */
+export function sandboxItem(row: SandboxRow): SandboxItem {
+  const { spec } = row
+  return {
+    id: row.id,
+    name: row.name,
+    state: row.state,
+    image: spec.image,
+    image_digest: row.image_digest,
+    driver: row.driver,
+    boot_method: row.boot_method,
+    resources: spec.resources,
+    ports: spec.ports,
+    network: spec.network,
+    timeout_ms: spec.timeout_ms,
+    on_timeout: spec.on_timeout,
+    idle_ms: spec.idle_ms,
+    metadata: spec.metadata,
+    parent_id: row.parent_id,
+    snapshot_id: row.snapshot_id,
+    error: row.error,
+    created_at: iso(row.created_at),
+    started_at: row.started_at === null ? null : iso(row.started_at),
+    ends_at: row.ends_at === null ? null : iso(row.ends_at),
+    ended_at: row.ended_at === null ? null : iso(row.ended_at),
+  }
+}
+
+function iso(time: number): string {
+  return new Date(time).toISOString()
+}

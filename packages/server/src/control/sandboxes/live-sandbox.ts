@@ -1,0 +1,61 @@
+import { ThawError } from '@thaw/protocol'
+import type { AgentClient } from '../../agent/agent.ts'
+import type { SandboxRow, SandboxStore } from '../../store/store.ts'
+import type { AgentSandbox } from './agent-sandbox.ts'
+
+/** A sandbox that has not ended: its row, and what runs of it. */
+export class LiveSandbox {
+  row: SandboxRow
+  /** null while it is being created, and while it is hibernated. */
+  running: AgentSandbox | null = null
+  /** Calls that use it at this moment. */
+  users = 0
+  /** Monotonic milliseconds of its last use. */
+  usedAt = performance.now()
+  /** Abandons its creation. */
+  readonly abandoned = new AbortController()
+  readonly #store: SandboxStore
+
+  constructor(row: SandboxRow, store: SandboxStore) {
+    this.row = row
+    this.#store = store
+  }
+
+  get agent(): AgentClient {
+    if (this.running === null) throw new ThawError('sandbox_unavailable', `The sandbox ${this.row.id} is ${this.row.state}.`)
+    return this.running.agent
+  }
+
+  /** Changes what is kept of it: on disk first. */
+  async change(change: Partial<Omit<SandboxRow, 'id' | 'tenant'>>): Promise<void> {
+    await this.#store.update(this.row.id, change)
+    this.row = { ...this.row, ...change }
+  }
+}
+
+/** A use of a sandbox: while it is held, the sandbox does not fall asleep. */
+export class Lease implements Disposable {
+  readonly sandbox: LiveSandbox
+  #held = true
+
+  constructor(sandbox: LiveSandbox) {
+    this.sandbox = sandbox
+    sandbox.users++
+    sandbox.usedAt = performance.now()
+  }
+
+  get agent(): AgentClient {
+    return this.sandbox.agent
+  }
+
+  release(): void {
+    if (!this.#held) return
+    this.#held = false
+    this.sandbox.users--
+    this.sandbox.usedAt = performance.now()
+  }
+
+  [Symbol.dispose](): void {
+    this.release()
+  }
+}

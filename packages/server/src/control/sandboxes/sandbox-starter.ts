@@ -1,0 +1,135 @@
+import { type BootMethod, type DriverKind, type NetworkMode, ThawError } from '@thaw/protocol'
+import type { Driver } from '../../drivers/driver.ts'
+import type { SandboxRow, SandboxSpec } from '../../store/store.ts'
+import type { Drivers } from '../drivers.ts'
+import type { PoolKey } from '../pool.ts'
+import type { Images, ReadyImage } from '../ports.ts'
+import { AgentSandbox, driverResources } from './agent-sandbox.ts'
+
+export interface SandboxStarterParts {
+  drivers: Drivers
+  images: Images
+  pools: { take(key: PoolKey): AgentSandbox | undefined }
+  runtimesDir: string
+  startTimeoutMs: number
+  /** A faster way of starting failed, and the next one is used. */
+  onFallback: (method: BootMethod, error: unknown) => void
+}
+
+/** Limits of a sandbox that waits in a pool; `bind` sets those that it is to have. */
+const pooledResources = { memory_mib: 512, cpus: 1, pids: 512 }
+
+export interface SandboxPlan {
+  driver: Driver
+  image: ReadyImage
+  /** The image as it was asked for. */
+  ref: string
+}
+
+/** Starts the sandboxes of the API: from the pool, else from their image. */
+export class SandboxStarter {
+  readonly #parts: SandboxStarterParts
+
+  constructor(parts: SandboxStarterParts) {
+    this.#parts = parts
+  }
+
+  /** Which driver and image a request means; the image is on disk then. */
+  async plan(request: { image?: string | undefined; driver?: DriverKind | undefined }, signal: AbortSignal): Promise<SandboxPlan> {
+    const kind = request.driver ?? (await this.#parts.drivers.defaultKind())
+    const driver = await this.#parts.drivers.usable(kind)
+    const ref = request.image ?? (kind === 'process' ? 'host' : 'python')
+    return { driver, ref, image: await this.#parts.images.ensure(ref, { signal }) }
+  }
+
+  /** A sandbox from the pool of this plan, or undefined. */
+  pooled(plan: SandboxPlan, spec: SandboxSpec): AgentSandbox | undefined {
+    // What cannot be changed while it runs has to be as it is in the pool.
+    if (spec.resources.disk_mib !== undefined || spec.resources.gpus !== undefined) return undefined
+    return this.#parts.pools.take(poolKey(plan, spec.network))
+  }
+
+  /** Gives a pooled sandbox its limits and its identity. It is destroyed when that fails. */
+  async adoptPooled(pooled: AgentSandbox, plan: SandboxPlan, row: SandboxRow, signal: AbortSignal): Promise<boolean> {
+    try {
+      await pooled.driver.bind(pooled.id, { resources: driverResources(row.spec.resources) })
+      await this.introduce(pooled, plan.image, row, signal)
+      return true
+    } catch (error) {
+      await pooled.destroy()
+      if (signal.aborted) throw error
+      this.#parts.onFallback('pooled', error)
+      return false
+    }
+  }
+
+  async cold(plan: SandboxPlan, row: SandboxRow, signal: AbortSignal): Promise<AgentSandbox> {
+    const image = await plan.driver.prepare(plan.image.source)
+    const { resources, network } = row.spec
+    const started = await AgentSandbox.start(
+      plan.driver,
+      { id: row.id, image, network, resources: driverResources(resources), runtimesDir: this.#parts.runtimesDir },
+      { timeoutMs: this.#parts.startTimeoutMs, signal },
+    )
+    try {
+      await this.introduce(started, plan.image, row, signal)
+      return started
+    } catch (error) {
+      await started.destroy()
+      throw error
+    }
+  }
+
+  /** Starts one for a pool. */
+  async startForPool(key: PoolKey, signal: AbortSignal): Promise<AgentSandbox> {
+    const driver = await this.#parts.drivers.usable(key.driver)
+    const image = (await this.#parts.images.find(key.imageDigest)) ?? (await this.#parts.images.ensure(key.imageRef, { signal }))
+    return AgentSandbox.start(
+      driver,
+      {
+        image: await driver.prepare(image.source),
+        network: key.network,
+        resources: driverResources(pooledResources),
+        runtimesDir: this.#parts.runtimesDir,
+      },
+      { timeoutMs: this.#parts.startTimeoutMs, signal },
+    )
+  }
+
+  /** Tells the agent whose sandbox it is in. */
+  async introduce(sandbox: AgentSandbox, image: ReadyImage, row: SandboxRow, signal: AbortSignal): Promise<void> {
+    await sandbox.agent.init(initOf(image, row), signal)
+  }
+}
+
+export function initOf(image: Pick<ReadyImage, 'config'>, row: SandboxRow) {
+  const { env, command } = row.spec
+  const envVars = { ...image.config?.env, ...env, THAW_SANDBOX_ID: row.id }
+  const [cmd, ...args] = command === undefined ? [] : argvOf(command)
+  return {
+    accessToken: row.access_token,
+    hostname: row.id,
+    timestamp: new Date().toISOString(),
+    envVars,
+    ...(image.config?.workdir ? { defaultWorkdir: image.config.workdir } : {}),
+    ...(cmd === undefined ? {} : { main: { cmd, args, envs: {} } }),
+  }
+}
+
+/** Text is for a shell. */
+export function argvOf(command: string | string[]): string[] {
+  return typeof command === 'string' ? ['/bin/sh', '-c', command] : command
+}
+
+function poolKey(plan: SandboxPlan, network: NetworkMode): PoolKey {
+  return { driver: plan.driver.kind, imageDigest: plan.image.digest, imageRef: plan.ref, folder: 'agent', network, tmp_mib: 64 }
+}
+
+/** Throws where a request asks for what the driver cannot do. */
+export function checkDriver(driver: Driver, spec: SandboxSpec): void {
+  if ((spec.idle_ms !== null || spec.on_timeout === 'pause') && !driver.abilities.pause) {
+    throw new ThawError('invalid_request', `The driver ${driver.kind} cannot pause sandboxes.`, {
+      fix: 'Leave idle_ms and on_timeout out, or choose another driver.',
+    })
+  }
+}

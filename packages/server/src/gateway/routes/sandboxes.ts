@@ -1,0 +1,134 @@
+import {
+  execRequestSchema,
+  execResultSchema,
+  executeRequestSchema,
+  executeResultSchema,
+  itemOf,
+  listOf,
+  maxStdinBytes,
+  type SandboxState,
+  sandboxCreateSchema,
+  sandboxItemSchema,
+  sandboxListQuerySchema,
+  sandboxStates,
+  sandboxStatsSchema,
+  sandboxUpdateSchema,
+  ThawError,
+} from '@thaw/protocol'
+import { z } from 'zod'
+import { callerOf } from '../auth.ts'
+import { goneSignal } from '../gone.ts'
+import type { GatewayParts } from '../parts.ts'
+import type { Routes } from '../server.ts'
+
+const tags = ['sandboxes']
+const params = z.object({ id: z.string().min(1).max(64) })
+/** stdin in base64, and what is around it. */
+const bodyLimit = maxStdinBytes * 2 + 1024 * 1024
+
+/** `/v1/sandboxes`, and `/v1/instances`, another name for it. */
+export function sandboxRoutes(app: Routes, parts: GatewayParts): void {
+  for (const base of ['/v1/sandboxes', '/v1/instances']) lifeRoutes(app, parts, base)
+  executeRoute(app, parts)
+}
+
+function lifeRoutes(app: Routes, { sandboxes }: GatewayParts, base: string): void {
+  const item = { 200: itemOf(sandboxItemSchema) }
+
+  app.post(
+    base,
+    {
+      schema: {
+        summary: 'Create a sandbox',
+        description: 'With a name: 200 and the sandbox that has it already, where there is one.',
+        tags,
+        body: sandboxCreateSchema,
+        response: { ...item, 201: itemOf(sandboxItemSchema) },
+      },
+    },
+    async (request, reply) => {
+      const { item, created } = await sandboxes.create(callerOf(request), request.body)
+      return reply.status(created ? 201 : 200).send({ item })
+    },
+  )
+
+  app.get(
+    base,
+    { schema: { summary: 'List sandboxes', tags, querystring: sandboxListQuerySchema, response: { 200: listOf(sandboxItemSchema) } } },
+    async (request) => {
+      const { limit, cursor, state, metadata, ...rest } = request.query
+      const items = await sandboxes.list(callerOf(request), {
+        ...rest,
+        limit: limit + 1,
+        before: cursor,
+        states: state === undefined ? undefined : parseStates(state),
+        metadata: metadata === undefined ? undefined : Object.fromEntries(new URLSearchParams(metadata)),
+      })
+      const page = items.slice(0, limit)
+      return { items: page, next: items.length > limit ? (page.at(-1)?.id ?? null) : null }
+    },
+  )
+
+  app.get(`${base}/:id`, { schema: { summary: 'Get a sandbox, by id or name', tags, params, response: item } }, async (request) => ({
+    item: await sandboxes.get(callerOf(request), request.params.id),
+  }))
+
+  app.patch(
+    `${base}/:id`,
+    { schema: { summary: 'Change ports, timeouts or metadata', tags, params, body: sandboxUpdateSchema, response: item } },
+    async (request) => ({ item: await sandboxes.update(callerOf(request), request.params.id, request.body) }),
+  )
+
+  app.delete(
+    `${base}/:id`,
+    { schema: { summary: 'End a sandbox and forget it', tags, params, response: { 204: z.null() } } },
+    async (request, reply) => {
+      await sandboxes.delete(callerOf(request), request.params.id)
+      return reply.status(204).send(null)
+    },
+  )
+
+  const actions = {
+    pause: { summary: 'Stop the processes of a sandbox where they are', run: sandboxes.pause },
+    resume: { summary: 'Let a sandbox go on', run: sandboxes.resume },
+    stop: { summary: 'End a sandbox and keep its record', run: sandboxes.stop },
+  }
+  for (const [name, { summary, run }] of Object.entries(actions)) {
+    app.post(`${base}/:id/${name}`, { schema: { summary, tags, params, response: item } }, async (request) => ({
+      item: await run.call(sandboxes, callerOf(request), request.params.id),
+    }))
+  }
+
+  app.post(
+    `${base}/:id/exec`,
+    {
+      bodyLimit,
+      schema: { summary: 'Run a command in a sandbox', tags, params, body: execRequestSchema, response: { 200: execResultSchema } },
+    },
+    async (request, reply) => sandboxes.exec(callerOf(request), request.params.id, request.body, goneSignal(reply.raw)),
+  )
+
+  app.get(
+    `${base}/:id/stats`,
+    { schema: { summary: 'What a sandbox uses', tags, params, response: { 200: itemOf(sandboxStatsSchema) } } },
+    async (request) => ({ item: await sandboxes.stats(callerOf(request), request.params.id) }),
+  )
+}
+
+function executeRoute(app: Routes, { executor }: GatewayParts): void {
+  app.post(
+    '/v1/execute',
+    { bodyLimit, schema: { summary: 'Run a command, wherever', tags, body: executeRequestSchema, response: { 200: executeResultSchema } } },
+    async (request, reply) => ({
+      request_id: request.id,
+      ...(await executor.execute(callerOf(request), request.body, goneSignal(reply.raw))),
+    }),
+  )
+}
+
+function parseStates(text: string): SandboxState[] {
+  return text.split(',').map((state) => {
+    if ((sandboxStates as readonly string[]).includes(state)) return state as SandboxState
+    throw new ThawError('invalid_request', `There is no state ${state}.`, { fix: `Use ${sandboxStates.join(', ')}.` })
+  })
+}
