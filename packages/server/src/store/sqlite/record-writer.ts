@@ -10,6 +10,8 @@ const flushMs = 100
 const batchRows = 500
 /** A batch ends early after this long: writing shares the event loop with the requests. */
 const batchMs = 3
+/** Rows of one statement: preparing, stepping and resetting it for each row costs as much as the row. */
+const groupRows = 8
 const retryMs = { first: 100, longest: 2000 }
 
 /**
@@ -21,8 +23,8 @@ export class RecordWriter {
   readonly #buffer: RecordBuffer
   readonly #patience: Patience
   readonly #log: StoreLog
-  readonly #insertInvocation: StatementSync
-  readonly #insertLog: StatementSync
+  readonly #invocations: RowTable<InvocationRow>
+  readonly #logs: RowTable<LogRow>
   #timer: NodeJS.Timeout | null = null
   #immediate: NodeJS.Immediate | null = null
   /** While writing fails: the pause before the next try. */
@@ -36,8 +38,8 @@ export class RecordWriter {
     this.#log = log
     // By hand rather than through Kysely: this is the one hot path of the store, and building a query for each row
     // costs more than writing it.
-    this.#insertInvocation = db.prepare(insertSql('REPLACE', 'invocations', invocationColumns))
-    this.#insertLog = db.prepare(insertSql('INSERT', 'logs', logColumns))
+    this.#invocations = new RowTable(db, 'REPLACE', 'invocations', invocationColumns, invocationValues)
+    this.#logs = new RowTable(db, 'INSERT', 'logs', logColumns, logValues)
   }
 
   /** To be called after every row that was added. */
@@ -50,11 +52,10 @@ export class RecordWriter {
   readonly #run = (): void => {
     this.#clearTimers()
     try {
-      const cutShort = this.#writeBatch()
+      const isRest = this.#writeBatch()
       if (this.#pauseMs !== null) this.#log.info({ buffered: this.#buffer.size }, 'records can be written again')
       this.#pauseMs = null
-      if (cutShort) this.#immediate = setImmediate(this.#run)
-      else if (this.#buffer.size > 0) this.schedule()
+      if (isRest) this.#immediate = setImmediate(this.#run)
     } catch (cause) {
       const error = storeError(cause, this.#patience.dataDir)
       if (this.#pauseMs === null) this.#log.warn({ code: error.code, err: error }, 'records cannot be written; keeping them in memory')
@@ -80,37 +81,17 @@ export class RecordWriter {
     })
   }
 
-  /** Writes one batch in one transaction. True when it left rows behind because it was full. */
+  /** Writes one batch in one transaction. True when it left rows behind. */
   #writeBatch(): boolean {
     const end = performance.now() + batchMs
-    const counts = { invocations: 0, logs: 0 }
-    const full = () => {
-      const written = counts.invocations + counts.logs
-      return written >= batchRows || (written > 0 && performance.now() > end)
-    }
     this.#db.exec('BEGIN IMMEDIATE')
     try {
-      let cutShort = false
-      for (const row of this.#buffer.invocations.values()) {
-        if (full()) {
-          cutShort = true
-          break
-        }
-        this.#insert(this.#insertInvocation, invocationValues, row)
-        counts.invocations++
-      }
-      for (const row of this.#buffer.logs) {
-        if (cutShort || full()) {
-          cutShort = true
-          break
-        }
-        this.#insert(this.#insertLog, logValues, row)
-        counts.logs++
-      }
+      const invocations = this.#write(this.#invocations, this.#buffer.invocations.values(), batchRows, end)
+      const logs = this.#write(this.#logs, this.#buffer.logs, batchRows - invocations, end)
       this.#db.exec('COMMIT')
-      this.#buffer.remove(counts.invocations, counts.logs)
+      this.#buffer.remove(invocations, logs)
       this.#patience.done?.()
-      return cutShort
+      return this.#buffer.size > 0
     } catch (error) {
       // A full disk has ended the transaction by itself.
       if (this.#db.isTransaction) this.#db.exec('ROLLBACK')
@@ -118,13 +99,44 @@ export class RecordWriter {
     }
   }
 
+  /** Writes rows until `most` are written or it is later than `end`, and gives how many are done with. */
+  #write<Row extends InvocationRow | LogRow>(table: RowTable<Row>, rows: Iterable<Row>, most: number, end: number): number {
+    let written = 0
+    let group: Row[] = []
+    const writeGroup = () => {
+      this.#insert(table, group)
+      written += group.length
+      group = []
+    }
+    for (const row of rows) {
+      if (written + group.length >= most) break
+      group.push(row)
+      if (group.length < groupRows) continue
+      writeGroup()
+      if (performance.now() > end) return written
+    }
+    writeGroup()
+    return written
+  }
+
   /** One row that SQLite refuses for what it holds must not hold up all others: it is given up. */
-  #insert<Row extends InvocationRow | LogRow>(statement: StatementSync, values: (row: Row) => SQLInputValue[], row: Row): void {
-    try {
-      statement.run(...values(row))
-    } catch (error) {
-      if (isEnvironmental(error)) throw error
-      this.#log.warn({ err: error, function: row.function }, 'a record could not be written and was dropped')
+  #insert<Row extends InvocationRow | LogRow>(table: RowTable<Row>, rows: readonly Row[]): void {
+    if (rows.length === groupRows) {
+      try {
+        table.insertGroup(rows)
+        return
+      } catch (error) {
+        // A statement that fails leaves none of its rows: they are tried one by one.
+        if (isEnvironmental(error)) throw error
+      }
+    }
+    for (const row of rows) {
+      try {
+        table.insert(row)
+      } catch (error) {
+        if (isEnvironmental(error)) throw error
+        this.#log.warn({ err: error, function: row.function }, 'a record could not be written and was dropped')
+      }
     }
   }
 
@@ -138,7 +150,6 @@ export class RecordWriter {
 
 const invocationColumns = [
   'id',
-  'tenant',
   'function',
   'version',
   'status',
@@ -157,26 +168,42 @@ const invocationColumns = [
   'ended_at',
 ] as const satisfies (keyof InvocationTable)[]
 
-const logColumns = [
-  'tenant',
-  'function',
-  'version',
-  'invocation_id',
-  'sandbox_id',
-  'source',
-  'message',
-  'time',
-] as const satisfies (keyof LogTable)[]
+const logColumns = ['function', 'version', 'invocation_id', 'sandbox_id', 'source', 'message', 'time'] as const satisfies (keyof LogTable)[]
 
-function insertSql(verb: 'INSERT' | 'REPLACE', table: string, columns: readonly string[]): string {
-  return `${verb} INTO ${table} (${columns.map((column) => `"${column}"`).join(', ')}) VALUES (${columns.map(() => '?').join(', ')})`
+/** The two statements of a table: one row, and a group of them. */
+class RowTable<Row> {
+  readonly #one: StatementSync
+  readonly #group: StatementSync
+  readonly #values: (row: Row) => SQLInputValue[]
+
+  constructor(
+    db: DatabaseSync,
+    verb: 'INSERT' | 'REPLACE',
+    table: string,
+    columns: readonly string[],
+    values: (row: Row) => SQLInputValue[],
+  ) {
+    const into = `${verb} INTO ${table} (${columns.map((column) => `"${column}"`).join(', ')}) VALUES `
+    const row = `(${columns.map(() => '?').join(', ')})`
+    this.#one = db.prepare(into + row)
+    this.#group = db.prepare(into + Array(groupRows).fill(row).join(', '))
+    this.#values = values
+  }
+
+  insert(row: Row): void {
+    this.#one.run(...this.#values(row))
+  }
+
+  /** Exactly `groupRows` rows. */
+  insertGroup(rows: readonly Row[]): void {
+    this.#group.run(...rows.flatMap(this.#values))
+  }
 }
 
 /** In the order of invocationColumns. */
 function invocationValues(row: InvocationRow): SQLInputValue[] {
   return [
     row.id,
-    row.tenant,
     row.function,
     row.version,
     row.status,
@@ -198,5 +225,5 @@ function invocationValues(row: InvocationRow): SQLInputValue[] {
 
 /** In the order of logColumns. */
 function logValues(row: LogRow): SQLInputValue[] {
-  return [row.tenant, row.function, row.version, row.invocation_id, row.sandbox_id, row.source, row.message, row.time]
+  return [row.function, row.version, row.invocation_id, row.sandbox_id, row.source, row.message, row.time]
 }

@@ -104,6 +104,20 @@ test('records are written within 100 ms by themselves', async () => {
   await vi.waitFor(() => expect(reader.prepare('SELECT count(*) AS n FROM logs').get()).toEqual({ n: 1 }), { timeout: 1000, interval: 5 })
 })
 
+test('a record that the database refuses is dropped, and those written with it are kept once', async () => {
+  const log = new LogSpy()
+  const store = await openTestStore({ log })
+  const refused = { message: {} as string }
+  const messages = Array.from({ length: 20 }, (_, index) => `line ${index}`)
+  for (const [index, message] of messages.entries()) {
+    store.records.log(logRow(message))
+    if (index === 3 || index === 19) store.records.log({ ...logRow(''), ...refused })
+  }
+  await store.records.flush()
+  expect((await store.records.logs({ limit: 100 })).map((row) => row.message)).toEqual(messages)
+  expect(log.warnings).toHaveLength(2)
+})
+
 test('hostile text is carried as it is', async () => {
   const store = await openTestStore()
   const message = "'; DROP TABLE logs; -- \u001b[31m \u2028 \ud83d\ude00 \u0000 after NUL"
