@@ -20,6 +20,7 @@ import { tmpdir } from 'node:os'
 import { delimiter, dirname, join } from 'node:path'
 import { createInterface } from 'node:readline/promises'
 import { fileURLToPath } from 'node:url'
+import { canInstallCriu, hasCriu, installCriu } from './criu.mjs'
 
 const root = dirname(dirname(fileURLToPath(import.meta.url)))
 const buildDir = join(root, '.build')
@@ -151,6 +152,28 @@ async function installPrograms() {
   describeMissing(missing, isDebian, isRoot)
 }
 
+/** CRIU has no package on most distributions that is new enough, so it comes a way of its own. */
+async function provideCriu() {
+  const missing = { program: 'criu', package: 'criu', without: 'memory snapshots and forks of sandboxes are not possible' }
+  if (process.platform !== 'linux' || process.getuid() !== 0 || hasCriu()) return
+  const told = join(buildDir, 'told-criu')
+  if (existsSync(told)) return
+  if (!mayInstall || !canInstallCriu()) say('CRIU 4 is missing: without it, memory snapshots are not possible (docs/snapshots.md).')
+  else if (await agreed([missing])) {
+    say('installing CRIU, with its libraries, in /opt/thaw/criu (packages of Debian 13)')
+    try {
+      installCriu()
+      return
+    } catch (error) {
+      say(`CRIU could not be installed (${error.message}); going on without memory snapshots.`)
+      // A network that failed once may work the next time.
+      return
+    }
+  }
+  mkdirSync(buildDir, { recursive: true })
+  writeFileSync(told, '')
+}
+
 async function agreed(missing) {
   if (inCi || !process.stdin.isTTY || !process.stderr.isTTY) return true
   say('some programs are missing:')
@@ -254,6 +277,7 @@ function installToolchain(source, target, arch) {
 try {
   installNpmPackages()
   await installPrograms()
+  await provideCriu()
   buildLauncher()
 } catch (error) {
   if (!(error instanceof Stop)) throw error
