@@ -150,6 +150,7 @@ export class RecordWriter {
 
 const invocationColumns = [
   'id',
+  'tenant',
   'function',
   'version',
   'status',
@@ -168,7 +169,16 @@ const invocationColumns = [
   'ended_at',
 ] as const satisfies (keyof InvocationTable)[]
 
-const logColumns = ['function', 'version', 'invocation_id', 'sandbox_id', 'source', 'message', 'time'] as const satisfies (keyof LogTable)[]
+const logColumns = [
+  'tenant',
+  'function',
+  'version',
+  'invocation_id',
+  'sandbox_id',
+  'source',
+  'message',
+  'time',
+] as const satisfies (keyof LogTable)[]
 
 /** The two statements of a table: one row, and a group of them. */
 class RowTable<Row> {
@@ -204,6 +214,7 @@ class RowTable<Row> {
 function invocationValues(row: InvocationRow): SQLInputValue[] {
   return [
     row.id,
+    row.tenant,
     row.function,
     row.version,
     row.status,
@@ -225,5 +236,5 @@ function invocationValues(row: InvocationRow): SQLInputValue[] {
 
 /** In the order of logColumns. */
 function logValues(row: LogRow): SQLInputValue[] {
-  return [row.function, row.version, row.invocation_id, row.sandbox_id, row.source, row.message, row.time]
+  return [row.tenant, row.function, row.version, row.invocation_id, row.sandbox_id, row.source, row.message, row.time]
 }
