@@ -224,7 +224,7 @@ function refuse(request: IncomingMessage, response: ServerResponse, error: ThawE
 
 /** Head and a small body leave as one string: a Buffer would be a second piece, which costs the system call an array. */
 function endWhole(response: ServerResponse, body: Buffer): void {
-  if (body.length <= smallBodyBytes) response.end(body.latin1Slice(), 'latin1')
+  if (body.length <= smallBodyBytes) response.end(body.toString('latin1'), 'latin1')
   else response.end(body)
 }
 

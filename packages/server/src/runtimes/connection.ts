@@ -305,7 +305,7 @@ export class RuntimeConnection {
   }
 
   #resultMeta(bytes: Buffer): ResultMeta {
-    const key = bytes.length <= maxKnownMetaBytes ? bytes.latin1Slice() : null
+    const key = bytes.length <= maxKnownMetaBytes ? bytes.toString('latin1') : null
     const known = key === null ? undefined : this.#knownMetas.get(key)
     if (known !== undefined) return known
     const parsed = resultMetaSchema.safeParse(parseJson(bytes))

@@ -1,7 +1,7 @@
 import type { DatabaseSync, SQLInputValue } from 'node:sqlite'
 import { setImmediate as nextTurn } from 'node:timers/promises'
 import type { InvocationStatus } from '@thaw/protocol'
-import type { Compilable, Kysely } from 'kysely'
+import { type Compilable, type Kysely, sql } from 'kysely'
 import type { InvocationRow, LogRow, RecordStore } from '../store.ts'
 import { type Patience, patiently } from './errors.ts'
 import type { RecordBuffer } from './record-buffer.ts'
@@ -61,6 +61,8 @@ export class SqliteRecords implements RecordStore {
     let query = this.#queries.selectFrom('invocations').selectAll().where('tenant', '=', filter.tenant).orderBy('id', 'desc')
     if (filter.function !== undefined) query = query.where('function', '=', filter.function)
     if (filter.status !== undefined) query = query.where('status', '=', filter.status)
+    // The index by status holds no others, and is used only where the query itself says so.
+    if (filter.status !== undefined && filter.status !== 'succeeded') query = query.where(sql<boolean>`status <> 'succeeded'`)
     if (filter.before !== undefined) query = query.where('id', '<', filter.before)
     return patiently(this.#patience, () => {
       const found: InvocationRow[] = []
