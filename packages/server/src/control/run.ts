@@ -37,6 +37,11 @@ export interface RunParts {
  * for want of memory, and what is left of such a sandbox is not to be trusted. Shorter ones have not filled a memory.
  */
 const harmlessMs = 10
+/** Further digits of a duration mean nothing, and cost each record some bytes. */
+function toMicroseconds(ms: number): number {
+  return Math.round(ms * 1000) / 1000
+}
+
 /** Larger results are not kept in the record. */
 export const maxKeptResultBytes = 16 * 1024
 
@@ -65,6 +70,7 @@ export abstract class Run {
   #error: InvocationRow['error'] = null
   #result: string | null = null
   #resultIsText = false
+  #finalInfo: AnswerInfo | null = null
 
   constructor(version: Version, request: RunRequest, parts: RunParts) {
     this.version = version
@@ -124,17 +130,22 @@ export abstract class Run {
   get info(): AnswerInfo | null {
     const lease = this.lease
     if (lease === undefined) return null
+    if (this.#finalInfo !== null) return this.#finalInfo
     const times = lease.reused ? { boot_ms: 0, init_ms: 0 } : lease.instance.times
     const waited = this.#tStarted - this.#t0
-    return {
+    const info = {
       invocationId: this.id,
       bootMethod: lease.reused ? 'reused' : lease.instance.bootMethod,
       timing: {
-        queue_ms: Math.max(0, waited - times.boot_ms - times.init_ms),
-        ...times,
-        run_ms: (this.#tEnded || performance.now()) - this.#tStarted,
+        queue_ms: toMicroseconds(Math.max(0, waited - times.boot_ms - times.init_ms)),
+        boot_ms: toMicroseconds(times.boot_ms),
+        init_ms: toMicroseconds(times.init_ms),
+        run_ms: toMicroseconds((this.#tEnded || performance.now()) - this.#tStarted),
       },
     }
+    // The record and the answer say the same.
+    if (this.#tEnded > 0) this.#finalInfo = info
+    return info
   }
 
   /** The record, as it stands now. */

@@ -204,7 +204,12 @@ function eventHeaders(request: IncomingMessage): Record<string, string> {
   return headers
 }
 
+/** Names that were found good, so that a call of the same function need not be checked again. */
+const goodNames = new Set<string>()
+const maxGoodNames = 1000
+
 function functionName(raw: string): string {
+  if (goodNames.has(raw)) return raw
   let name: string
   try {
     name = decodeURIComponent(raw)
@@ -213,6 +218,7 @@ function functionName(raw: string): string {
   }
   const parsed = functionNameSchema.safeParse(name)
   if (!parsed.success) throw new ThawError('invalid_request', `The function name is not valid: ${parsed.error.issues[0]?.message ?? ''}.`)
+  if (raw === name && goodNames.size < maxGoodNames) goodNames.add(name)
   return name
 }
 
