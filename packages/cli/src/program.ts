@@ -6,6 +6,7 @@ import * as doctor from './commands/doctor.ts'
 import * as image from './commands/image.ts'
 import * as inspect from './commands/inspect.ts'
 import * as invoke from './commands/invoke.ts'
+import * as key from './commands/key.ts'
 import * as logs from './commands/logs.ts'
 import * as ls from './commands/ls.ts'
 import * as pool from './commands/pool.ts'
@@ -21,7 +22,25 @@ import type { Output } from './output.ts'
 import { asTyped, ownName } from './own-name.ts'
 import { ownVersion } from './own-version.ts'
 
-const commands = [up, deploy, invoke, logs, ls, inspect, rm, versions, rollback, doctor, config, image, pool, secret, completion, version]
+const commands = [
+  up,
+  deploy,
+  invoke,
+  logs,
+  ls,
+  inspect,
+  rm,
+  versions,
+  rollback,
+  doctor,
+  config,
+  image,
+  pool,
+  secret,
+  key,
+  completion,
+  version,
+]
 
 const exitCodesHelp = `
 Exit codes:

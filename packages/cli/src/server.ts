@@ -1,13 +1,15 @@
 import { mkdtemp, rm } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { ThawError } from '@thaw/sdk'
+import { type CreatedKeyItem, type Info, type KeyCreate, ThawError } from '@thaw/sdk'
 import type { Output } from './output.ts'
 
 export interface StartedServer {
   url: string
   /** Resolves when the server has ended by itself or by close. */
   closed: Promise<void>
+  /** What an admin would hear, without a key. */
+  info(): Promise<Info>
   close(): Promise<void>
 }
 
@@ -25,6 +27,20 @@ export async function startServer(flags: Record<string, unknown>, output: Output
     if (!isPortTaken(error)) throw error
     throw new ThawError('config_invalid', `Port ${config.port} of ${config.host} is taken.`, {
       fix: 'Stop what listens there, or take another with `--port N` (0: any free one).',
+      cause: error,
+    })
+  }
+}
+
+/** Makes a key in the data directory of a server that does not run. */
+export async function createKeyOffline(input: KeyCreate, flags: Record<string, unknown>): Promise<CreatedKeyItem> {
+  const { createKey } = await import('@thaw/server')
+  try {
+    return await createKey(input, { flags })
+  } catch (error) {
+    if (!(error instanceof ThawError) || error.code !== 'data_dir_in_use') throw error
+    throw new ThawError('data_dir_in_use', error.message, {
+      fix: 'Ask the server that runs: the same command without --data-dir; or stop it first.',
       cause: error,
     })
   }
@@ -53,7 +69,7 @@ export async function startForQuickstart(flags: Record<string, unknown>, output:
   for (;;) {
     try {
       const server = await startServer(tried, output)
-      return { url: server.url, closed: server.closed, close: () => server.close().finally(removeTemporary) }
+      return { ...server, close: () => server.close().finally(removeTemporary) }
     } catch (error) {
       if (isPortTaken(error) && tried.port !== 0 && !chosen('port')) {
         output.note(`port ${config.port} is taken; taking a free one`)

@@ -27,7 +27,7 @@ export const infoSchema = z.object({
   version: z.string(),
   node_version: z.string(),
   started_at: timestampSchema,
-  data_dir: z.string(),
+  data_dir: z.string().nullable().describe('null for keys with the role member'),
   drivers: z.array(driverItemSchema),
   limits: z.object({ max_payload_bytes: z.int(), max_archive_bytes: z.int() }),
 })

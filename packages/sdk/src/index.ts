@@ -1,6 +1,7 @@
 export {
   type BootMethod,
   type CodeFailure,
+  type CreatedKeyItem,
   contracts,
   type DriverItem,
   type DriverKind,
@@ -16,10 +17,14 @@ export {
   type InvocationItem,
   type InvocationStatus,
   isErrorCode,
+  type KeyCreate,
+  type KeyItem,
   type LogEntry,
   networkModes,
   type PoolItem,
   poolRuntimes,
+  type Role,
+  roles,
   runtimes,
   type SecretItem,
   ThawError,
@@ -31,6 +36,7 @@ export type { FetchFunction } from './http.ts'
 export type { ImageCreateOptions, Images, PruneResult } from './images.ts'
 export type { Invocations } from './invocations.ts'
 export type { InvokeOptions, InvokeResult, Payload } from './invoke.ts'
+export type { Keys } from './keys.ts'
 export type { Page, PageQuery, Pages } from './page.ts'
 export type { Pools } from './pools.ts'
 export type { Secrets } from './secrets.ts'

@@ -3,6 +3,7 @@ import { type CallOptions, Functions } from './functions.ts'
 import { type FetchFunction, Http, isOk, itemOf } from './http.ts'
 import { Images } from './images.ts'
 import { Invocations } from './invocations.ts'
+import { Keys } from './keys.ts'
 import { Pools } from './pools.ts'
 import { Secrets } from './secrets.ts'
 
@@ -36,6 +37,7 @@ export class Thaw {
   readonly images: Images
   readonly pools: Pools
   readonly secrets: Secrets
+  readonly keys: Keys
   readonly #http: Http
 
   constructor(options: ThawOptions = {}) {
@@ -51,6 +53,7 @@ export class Thaw {
     this.images = new Images(this.#http)
     this.pools = new Pools(this.#http)
     this.secrets = new Secrets(this.#http)
+    this.keys = new Keys(this.#http)
   }
 
   /** Version, drivers and their probes, limits. */

@@ -3,7 +3,7 @@ import { chmodSync, cpSync, existsSync, mkdirSync, realpathSync, rmSync, statSyn
 import { dirname, join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { promisify } from 'node:util'
-import { type DriverItem, ThawError } from '@thaw/protocol'
+import { type CreatedKeyItem, type DriverItem, type Info, type KeyCreate, ThawError } from '@thaw/protocol'
 import { Bundles } from './bundles/bundles.ts'
 import { type Config, isLoopback } from './config/index.ts'
 import { Artifacts } from './control/artifacts.ts'
@@ -11,6 +11,7 @@ import type { BootedSandbox } from './control/booted.ts'
 import { Budget } from './control/budget.ts'
 import { BuildLogs } from './control/buildlog.ts'
 import { Builder } from './control/builds.ts'
+import { localCaller } from './control/caller.ts'
 import { Drivers } from './control/drivers.ts'
 import { Functions } from './control/functions.ts'
 import { ImageCatalog } from './control/images.ts'
@@ -42,6 +43,8 @@ import { version } from './version.ts'
 
 export interface App {
   url: string
+  /** What GET /v1/info says to an admin. */
+  info(): Promise<Info>
   /** Drains, stops, and leaves nothing behind. Idempotent. */
   close(): Promise<void>
 }
@@ -176,7 +179,8 @@ export async function startApp(config: Config, onProgress: (line: string) => voi
     await sandboxes.open()
     const catalog = new ImageCatalog(
       images,
-      async () => new Set([...(await functions.references()).imageDigests, ...sandboxes.imageDigests()]),
+      async (tenant) =>
+        new Set([...(await functions.references(tenant)).imageDigests, ...(tenant === undefined ? sandboxes.imageDigests() : [])]),
     )
     const platform = new Platform(drivers, {
       version,
@@ -219,7 +223,7 @@ export async function startApp(config: Config, onProgress: (line: string) => voi
         invoker,
         images: catalog,
         platform,
-        pools: new PoolCatalog(pools, drivers, images),
+        pools: new PoolCatalog(pools, drivers, images, functions),
         secrets: new SecretCatalog(secrets, store.secrets, functions),
         sandboxes,
         executor: new Executor(sandboxes),
@@ -236,6 +240,7 @@ export async function startApp(config: Config, onProgress: (line: string) => voi
     let closing: Promise<void> | undefined
     return {
       url: gateway.url,
+      info: () => platform.info(localCaller),
       close: () => {
         closing ??= (async () => {
           platform.ready = false
@@ -250,6 +255,19 @@ export async function startApp(config: Config, onProgress: (line: string) => voi
   } catch (error) {
     await closeAll()
     throw error
+  }
+}
+
+/** Makes a key in the data directory of a server that does not run: for whoever has none yet, or none any more. */
+export async function createKeyOffline(config: Config, input: KeyCreate): Promise<CreatedKeyItem> {
+  const dataDir = openDataDir(config.data_dir)
+  const store = await openStore({ dataDir, log: createLogger({ level: 'silent' }) })
+  try {
+    const keys = await Keys.open(store.keys, { auth: 'auto', loopback: true, dataDir })
+    keys.close()
+    return await keys.create(localCaller, input)
+  } finally {
+    await store.close()
   }
 }
 

@@ -1,4 +1,4 @@
-import { Thaw } from '@thaw/sdk'
+import { type Info, Thaw } from '@thaw/sdk'
 import type { Command } from 'commander'
 import { exitCodes, Interrupted, UsageError } from '../errors.ts'
 import type { Output } from '../output.ts'
@@ -32,7 +32,7 @@ async function up(options: Options, output: Output): Promise<void> {
     if (options.quickstart === true) {
       if (!(await runQuickstart(thaw, output, stop.signal))) process.exitCode = exitCodes.failed
     } else {
-      await announce(thaw, output)
+      await announce(server.url, await server.info(), output)
     }
     if (options.once !== true) {
       if (options.quickstart === true && !output.json) output.line(`\n${invitation(server.url)}`)
@@ -47,14 +47,13 @@ async function up(options: Options, output: Output): Promise<void> {
   }
 }
 
-async function announce(thaw: Thaw, output: Output): Promise<void> {
-  const info = await thaw.info()
+async function announce(url: string, info: Info, output: Output): Promise<void> {
   const chosen = info.drivers.find((driver) => driver.default)
-  output.result({ url: thaw.url, version: info.version, data_dir: info.data_dir, driver: chosen?.kind ?? null }, () =>
+  output.result({ url, version: info.version, data_dir: info.data_dir, driver: chosen?.kind ?? null }, () =>
     [
-      `thaw ${info.version} is serving on ${thaw.url}`,
+      `thaw ${info.version} is serving on ${url}`,
       `  driver ${chosen?.kind ?? 'none'} (isolation: ${chosen?.abilities.isolation ?? 'none'}), data in ${info.data_dir}`,
-      `  API: ${thaw.url}/docs`,
+      `  API: ${url}/docs`,
     ].join('\n'),
   )
 }

@@ -180,9 +180,10 @@ export class Functions {
     })
   }
 
-  /** Everything that versions refer to: what the collector must keep. */
-  async references(): Promise<{ versionIds: Set<string>; imageDigests: Set<string> }> {
-    const versions = (await Promise.all([...this.#live.values()].map((live) => this.#parts.store.functions.versions(live.row.id)))).flat()
+  /** Everything that versions, of one tenant or of all, refer to: what the collector must keep. */
+  async references(tenant?: string): Promise<{ versionIds: Set<string>; imageDigests: Set<string> }> {
+    const of = [...this.#live.values()].filter(({ row }) => tenant === undefined || row.tenant === tenant)
+    const versions = (await Promise.all(of.map((live) => this.#parts.store.functions.versions(live.row.id)))).flat()
     return {
       versionIds: new Set(versions.map((row) => row.id)),
       imageDigests: new Set(versions.map((row) => row.image_digest).filter((digest) => digest !== null)),
@@ -336,13 +337,19 @@ export class Functions {
 
   /** Tells the pools which kinds of sandboxes the functions could use. */
   #updatePools(): Promise<void> {
+    return this.#parts.pools.want(this.poolKeys())
+  }
+
+  /** The kinds of sandboxes that the functions, of one tenant or of all, could start from. */
+  poolKeys(tenant?: string): PoolKey[] {
     const keys: PoolKey[] = []
-    for (const { active } of this.#live.values()) {
+    for (const { row, active } of this.#live.values()) {
+      if (tenant !== undefined && row.tenant !== tenant) continue
       if (active === null || active.imageDigest === null || !this.#parts.artifacts.isComplete(active)) continue
       const key = this.#parts.starter.poolKeyOf(active, { digest: active.imageDigest })
       if (key !== null) keys.push(key)
     }
-    return this.#parts.pools.want(keys)
+    return keys
   }
 
   async #remove(row: FunctionRow): Promise<void> {

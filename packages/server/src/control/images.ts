@@ -1,21 +1,25 @@
 import type { ImageItem } from '@thaw/protocol'
 import { ThawError } from '@thaw/protocol'
 import type { Images as ImageFiles, ListedImage } from '../images/images.ts'
+import type { Caller } from './caller.ts'
 
 /** Images as the API shows them: what is on disk, and whether something uses it. */
 export class ImageCatalog {
   readonly #files: ImageFiles
-  readonly #references: () => Promise<Set<string>>
+  readonly #references: (tenant?: string) => Promise<Set<string>>
 
-  /** `references`: digests of the images that functions and sandboxes use. */
-  constructor(files: ImageFiles, references: () => Promise<Set<string>>) {
+  /** `references`: digests of the images that functions and sandboxes use, those of one tenant or all. */
+  constructor(files: ImageFiles, references: (tenant?: string) => Promise<Set<string>>) {
     this.#files = files
     this.#references = references
   }
 
-  async list(): Promise<ImageItem[]> {
-    const imageDigests = await this.#references()
-    return (await this.#files.list()).map((image) => item(image, imageDigests))
+  /** A member sees the images that come with thaw, and those that its functions use. */
+  async list(caller: Caller): Promise<ImageItem[]> {
+    const admin = caller.role === 'admin'
+    const imageDigests = await this.#references(admin ? undefined : caller.tenant)
+    const seen = (image: ListedImage) => admin || image.kind !== 'oci' || (image.digest !== null && imageDigests.has(image.digest))
+    return (await this.#files.list()).filter(seen).map((image) => item(image, imageDigests))
   }
 
   /** Builds or pulls an image. */

@@ -1,4 +1,5 @@
 import type { Info } from '@thaw/protocol'
+import type { Caller } from './caller.ts'
 import type { Drivers } from './drivers.ts'
 
 /** What the server says about itself. */
@@ -14,13 +15,18 @@ export class Platform {
     this.#facts = facts
   }
 
-  async info(): Promise<Info> {
-    return {
+  /** A member hears what it can use, and nothing of how the machine is set up. */
+  async info(caller: Caller): Promise<Info> {
+    const drivers = await this.#drivers.describe()
+    const info: Info = {
       name: 'thaw',
       ...this.#facts,
       node_version: process.version,
       started_at: this.#startedAt,
-      drivers: await this.#drivers.describe(),
+      drivers,
     }
+    if (caller.role === 'admin') return info
+    const hidden = { versions: {}, missing: [], warnings: [] }
+    return { ...info, data_dir: null, drivers: drivers.map((driver) => ({ ...driver, probe: { ...driver.probe, ...hidden } })) }
   }
 }

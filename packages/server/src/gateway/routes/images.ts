@@ -1,13 +1,14 @@
 import { imageCreateSchema, imageItemSchema, itemOf, listOf, pruneResultSchema, toThawError } from '@thaw/protocol'
 import { z } from 'zod'
+import { adminOf, callerOf } from '../auth.ts'
 import type { GatewayParts } from '../parts.ts'
 import type { Routes } from '../server.ts'
 
 const tags = ['images']
 
 export function imageRoutes(app: Routes, { images }: GatewayParts): void {
-  app.get('/v1/images', { schema: { summary: 'List images', tags, response: { 200: listOf(imageItemSchema) } } }, async () => ({
-    items: await images.list(),
+  app.get('/v1/images', { schema: { summary: 'List images', tags, response: { 200: listOf(imageItemSchema) } } }, async (request) => ({
+    items: await images.list(callerOf(request)),
     next: null,
   }))
 
@@ -51,6 +52,7 @@ export function imageRoutes(app: Routes, { images }: GatewayParts): void {
       },
     },
     async (request, reply) => {
+      adminOf(request)
       await images.remove(request.query.ref)
       return reply.status(204).send(null)
     },
@@ -59,8 +61,9 @@ export function imageRoutes(app: Routes, { images }: GatewayParts): void {
   app.post(
     '/v1/images/prune',
     { schema: { summary: 'Remove images that nothing uses', tags, response: { 200: itemOf(pruneResultSchema) } } },
-    async () => ({
-      item: await images.prune(0),
-    }),
+    async (request) => {
+      adminOf(request)
+      return { item: await images.prune(0) }
+    },
   )
 }

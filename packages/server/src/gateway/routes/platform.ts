@@ -1,5 +1,6 @@
 import { infoSchema, itemOf, ThawError } from '@thaw/protocol'
 import { z } from 'zod'
+import { adminOf, callerOf } from '../auth.ts'
 import type { GatewayParts } from '../parts.ts'
 import type { Routes } from '../server.ts'
 
@@ -14,7 +15,8 @@ export function platformRoutes(app: Routes, { platform, metrics }: GatewayParts)
     return { status: 'ready' }
   })
 
-  app.get('/metrics', { schema: { summary: 'Metrics for Prometheus', tags: ['platform'] } }, async (_request, reply) => {
+  app.get('/metrics', { schema: { summary: 'Metrics for Prometheus', tags: ['platform'] } }, async (request, reply) => {
+    adminOf(request)
     const { contentType, text } = await metrics.render()
     return reply.type(contentType).send(text)
   })
@@ -22,8 +24,8 @@ export function platformRoutes(app: Routes, { platform, metrics }: GatewayParts)
   app.get(
     '/v1/info',
     { schema: { summary: 'Version, drivers, limits', tags: ['platform'], response: { 200: itemOf(infoSchema) } } },
-    async () => ({
-      item: await platform.info(),
+    async (request) => ({
+      item: await platform.info(callerOf(request)),
     }),
   )
 }

@@ -1,5 +1,6 @@
 import { itemOf, listOf, poolItemSchema, poolUpdateSchema, prewarmSchema } from '@thaw/protocol'
 import { z } from 'zod'
+import { adminOf, callerOf } from '../auth.ts'
 import { goneSignal } from '../gone.ts'
 import type { GatewayParts } from '../parts.ts'
 import type { Routes } from '../server.ts'
@@ -10,8 +11,8 @@ export function poolRoutes(app: Routes, { pools }: GatewayParts): void {
   app.get(
     '/v1/pools',
     { schema: { summary: 'List pools of started sandboxes', tags, response: { 200: listOf(poolItemSchema) } } },
-    async () => ({
-      items: pools.list(),
+    async (request) => ({
+      items: pools.list(callerOf(request)),
       next: null,
     }),
   )
@@ -28,6 +29,7 @@ export function poolRoutes(app: Routes, { pools }: GatewayParts): void {
       },
     },
     async (request, reply) => {
+      adminOf(request)
       const { size, ...kind } = request.body
       return { item: await pools.configure({ image: request.params.image, ...kind }, size, goneSignal(reply.raw)) }
     },
@@ -44,6 +46,7 @@ export function poolRoutes(app: Routes, { pools }: GatewayParts): void {
       },
     },
     async (request, reply) => {
+      adminOf(request)
       const { count, ...kind } = request.body
       return { item: await pools.prewarm(kind, count, goneSignal(reply.raw)) }
     },
