@@ -272,6 +272,11 @@ export const errorTable = define({
     'The driver cannot be used on this machine.',
     'Run `thaw doctor`: it names what is missing and how to get it.',
   ),
+  gpu_unavailable: platform(
+    503,
+    'There is no GPU that sandboxes could have here.',
+    'Use the driver docker on a machine with NVIDIA GPUs, and set up its container toolkit: nvidia-ctk runtime configure --runtime=docker.',
+  ),
   driver_failed: platform(503, 'The driver could not do what was asked.', 'Try again; what the engine said is in details.', true),
   image_unavailable: platform(503, 'The image cannot be made available right now.', 'Try again; check the registry and the disk.', true),
   start_failed: platform(503, 'No instance could be started.', 'Try again; what each way of starting said is in details.', true),

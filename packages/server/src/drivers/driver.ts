@@ -148,6 +148,8 @@ export interface CreateSpec {
   /** Where `bind` shows code later; an empty folder until then. */
   slot?: string
   resources: Resources
+  /** NVIDIA GPUs, by number or all. `gpu_unavailable` where the driver or the machine has none. */
+  gpus?: number | 'all'
   network: NetworkMode
   /**
    * Start from this instead of from nothing. Kind `filesystem`: argv starts on the files that were kept. Kind `memory`: the

@@ -1,0 +1,467 @@
+import { createHash, randomBytes } from 'node:crypto'
+import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { join } from 'node:path'
+import type { Duplex } from 'node:stream'
+import { type Probe, ThawError } from '@thaw/protocol'
+import {
+  type BindSpec,
+  type CreateSpec,
+  type Driver,
+  type Exit,
+  type Handle,
+  type ImageSource,
+  insidePaths,
+  type Port,
+  type Prepared,
+  type SandboxStatus,
+  type SnapshotResult,
+  type SnapshotSource,
+  type SnapshotTarget,
+  socketNames,
+} from '../driver.ts'
+import { identify, type ProcessIdentity } from '../processes.ts'
+import { connectUnixSocket, waitForName } from '../socket.ts'
+import { startWithin } from '../starting.ts'
+import { Bridge } from './bridge.ts'
+import { containerConfig, limitsOf } from './container.ts'
+import { Engine, isUnreachable, statusOf } from './engine.ts'
+import { exitOf, inspectContainer, waitFor } from './exit.ts'
+import { type EngineFacts, readFacts } from './facts.ts'
+import { gpuRequest } from './gpu.ts'
+import { EngineImages } from './images.ts'
+import { CopiedFiles, SharedFiles, type Sharing } from './mounts.ts'
+import { BridgeNetwork } from './network.ts'
+import { probeDocker } from './probe.ts'
+import { sharesFiles } from './sharing.ts'
+import { demultiplex } from './streams.ts'
+
+export interface DockerOptions {
+  /** Everything of this driver lies below it. */
+  dataDir: string
+  /** unix:///path or tcp://host:port. */
+  host: string
+  /** Folder with ca.pem, cert.pem and key.pem, for an engine that speaks TLS. */
+  certDir?: string | null
+  /** `never`: treat the engine as a remote one, also where it could mount our files. */
+  sharedFiles?: 'auto' | 'never'
+  /** The agent's program on this host, which is the way into containers of a remote engine. */
+  agent?: string | undefined
+}
+
+/** What is kept on disk of a sandbox, for the next server. */
+interface Kept {
+  slot: string | null
+  mounts: CreateSpec['mounts']
+}
+
+/** What this process knows of a sandbox that it started itself. */
+interface Running {
+  exit: Promise<Exit>
+  process: ProcessIdentity | null
+}
+
+/** What is known of the engine. */
+interface Session {
+  facts: EngineFacts
+  shared: boolean
+  sharing: Sharing
+}
+
+const snapshotRepository = 'thaw/snapshot'
+
+/**
+ * Containers of a Docker engine, of this host or another. An engine that sees our files is given them as mounts, and its
+ * sockets are ours; to another one everything is copied, and its sockets are reached through the engine's own API.
+ *
+ * Containers are named thaw-<tag>-<id> and labelled with the tag of the data directory. On disk, per sandbox, in
+ * `<dataDir>/docker/<id>/`: sandbox.json, and where files are shared run/ (the sockets) and slot/.
+ */
+export class DockerDriver implements Driver {
+  readonly kind = 'docker'
+  readonly abilities = { isolation: 'container', pause: true, snapshot: 'filesystem' } as const
+  readonly engine: Engine
+  readonly #options: DockerOptions
+  readonly #dir: string
+  readonly #tag: string
+  readonly #network: BridgeNetwork
+  readonly #images: EngineImages
+  readonly #running = new Map<string, Running>()
+  readonly #bridges = new Map<string, Bridge>()
+  readonly #destroying = new Map<string, Promise<void>>()
+  #session: Promise<Session> | undefined
+  #probe: Promise<Probe> | undefined
+
+  constructor(options: DockerOptions) {
+    this.#options = options
+    this.#dir = join(options.dataDir, 'docker')
+    this.#tag = createHash('sha256').update(options.dataDir).digest('hex').slice(0, 10)
+    this.engine = new Engine({ host: options.host, certDir: options.certDir ?? null })
+    this.#network = new BridgeNetwork(this.engine, this.#tag)
+    this.#images = new EngineImages(this.engine)
+  }
+
+  probe(): Promise<Probe> {
+    this.#probe ??= probeDocker(this.engine, this.#network, () => this.#open())
+    return this.#probe
+  }
+
+  async prepare(image: ImageSource): Promise<Prepared> {
+    await this.#images.bring(image, (await this.#open()).facts)
+    return { image }
+  }
+
+  create(spec: CreateSpec, signal?: AbortSignal): Promise<Handle> {
+    return startWithin(
+      spec,
+      signal,
+      (stop) => this.#start(spec, stop),
+      () => this.destroy(spec.id),
+    )
+  }
+
+  async #start(spec: CreateSpec, signal: AbortSignal): Promise<void> {
+    const session = await this.#open()
+    const devices = gpuRequest(spec.gpus, session.facts.info)
+    const image = await this.#imageOf(spec, session)
+    mkdirSync(this.#sandboxDir(spec.id), { recursive: true, mode: process.getuid?.() === 0 ? 0o711 : 0o700 })
+    const kept: Kept = { slot: spec.slot ?? null, mounts: spec.mounts }
+    writeFileSync(join(this.#sandboxDir(spec.id), 'sandbox.json'), JSON.stringify(kept), { mode: 0o600 })
+    const container = this.#container(spec.id)
+    const body = containerConfig({
+      spec,
+      image,
+      labels: this.#labels(spec.id),
+      mounts: session.sharing.mounts(spec),
+      network: spec.network === 'egress' ? this.#network.name : 'none',
+      resolvers: session.shared ? this.#network.resolvers : [],
+      devices,
+      facts: session.facts,
+      ownRunDir: !session.shared,
+    })
+    signal.throwIfAborted()
+    // Given up half-way the engine would go on and leave a container that nobody knows of: these calls are waited for.
+    await this.#createContainer(container, body, spec, session)
+    signal.throwIfAborted()
+    await session.sharing.fill(container, spec, signal)
+    signal.throwIfAborted()
+    const running = await this.#run(spec, container, session)
+    this.#running.set(spec.id, running)
+    const failed = new AbortController()
+    // A first process that ends before it is ready will never be.
+    void running.exit.then((exit) =>
+      failed.abort(new ThawError('driver_failed', 'The first process of the sandbox ended before it was ready.', { details: { exit } })),
+    )
+    await this.#ready(spec, session, AbortSignal.any([signal, failed.signal]))
+  }
+
+  /** What somebody removed from the engine behind our back is made anew, once. */
+  async #createContainer(container: string, body: object, spec: CreateSpec, session: Session): Promise<void> {
+    const create = async () => {
+      if (spec.network === 'egress') await this.#network.setUp()
+      await this.engine.call('POST', '/containers/create', { query: { name: container }, body })
+    }
+    try {
+      await create()
+    } catch (error) {
+      if (statusOf(error) !== 404) throw error
+      this.#network.forget()
+      this.#images.forget()
+      await this.#imageOf(spec, session)
+      await create()
+    }
+  }
+
+  async #imageOf(spec: CreateSpec, { facts }: Session): Promise<string> {
+    if (spec.snapshot === undefined) return this.#images.bring(spec.image.image, facts)
+    const image = spec.snapshot.state.image
+    if (typeof image !== 'string' || !image.startsWith(`${snapshotRepository}:`))
+      throw new ThawError('snapshot_incompatible', 'The snapshot was not taken by the docker driver.')
+    if (await this.#images.has(image)) return image
+    throw new ThawError('snapshot_corrupt', 'The Docker engine no longer has the image of the snapshot.')
+  }
+
+  /** Listens before it starts: nothing that is printed and no exit, however fast, is missed. */
+  async #run(spec: CreateSpec, container: string, { shared }: Session): Promise<Running> {
+    const attached = spec.ready === 'agent' || spec.onOutput === undefined ? null : await this.#attach(container, spec.onOutput)
+    const first = waitFor(this.engine, container, 'next-exit')
+    first.catch(() => undefined)
+    try {
+      await this.engine.call('POST', `/containers/${container}/start`)
+    } catch (error) {
+      throw startFailure(error, spec.argv[0] ?? '')
+    }
+    const known: { process: ProcessIdentity | null } = { process: shared ? await this.#localProcess(container) : null }
+    const exit = exitOf(this.engine, container, {
+      first,
+      output: attached?.closed ?? Promise.resolve(),
+      process: () => known.process,
+    }).then(async (ended) => {
+      await (await this.#open()).sharing.collect(container, spec.mounts)
+      return ended
+    })
+    exit.catch(() => undefined)
+    return { exit, process: known.process }
+  }
+
+  async #attach(container: string, onOutput: NonNullable<CreateSpec['onOutput']>): Promise<{ closed: Promise<void> }> {
+    const stream = await this.engine.hijack(`/containers/${container}/attach`, { query: { stream: 1, stdout: 1, stderr: 1 } })
+    unref(stream)
+    stream.on('data', demultiplex(onOutput))
+    return { closed: new Promise((resolve) => stream.once('error', () => resolve()).once('close', () => resolve())) }
+  }
+
+  async #ready(spec: CreateSpec, { shared }: Session, signal: AbortSignal): Promise<void> {
+    if (spec.ready === 'started') return
+    const name = socketNames[spec.ready]
+    if (shared) await waitForName(join(this.#sandboxDir(spec.id), 'run', name), signal)
+    else await this.#bridge(spec.id).waitFor(`${insidePaths.runDir}/${name}`, signal)
+  }
+
+  /** The first process, where its number is one of this host. */
+  async #localProcess(container: string): Promise<ProcessIdentity | null> {
+    const { Id, State } = await inspectContainer(this.engine, container)
+    try {
+      return readFileSync(`/proc/${State.Pid}/cgroup`, 'latin1').includes(Id) ? identify(State.Pid) : null
+    } catch {
+      return null
+    }
+  }
+
+  async bind(id: string, { code, resources }: BindSpec): Promise<void> {
+    const { sharing } = await this.#open()
+    const { slot } = this.#kept(id)
+    if (code !== undefined && slot !== null) await sharing.fillSlot(this.#container(id), id, slot, code)
+    await this.engine.call('POST', `/containers/${this.#container(id)}/update`, { body: limitsOf(resources) })
+  }
+
+  async inspect(id: string): Promise<SandboxStatus | null> {
+    const container = this.#container(id)
+    try {
+      const { State } = await inspectContainer(this.engine, container)
+      const usage = State.Running ? await this.#usage(container) : { memory_bytes: null, cpu_ms: null, processes: null }
+      return {
+        state: !State.Running ? 'exited' : State.Paused ? 'paused' : 'running',
+        pid: State.Running ? State.Pid : null,
+        ...usage,
+        out_of_memory: State.OOMKilled,
+      }
+    } catch (error) {
+      if (statusOf(error) !== 404) throw error
+      // Half-made, or lost by the engine.
+      return existsSync(this.#sandboxDir(id))
+        ? { state: 'exited', pid: null, memory_bytes: null, cpu_ms: null, processes: null, out_of_memory: false }
+        : null
+    }
+  }
+
+  async #usage(container: string): Promise<Pick<SandboxStatus, 'memory_bytes' | 'cpu_ms' | 'processes'>> {
+    const stats = await this.engine.call<{
+      memory_stats?: { usage?: number }
+      cpu_stats?: { cpu_usage?: { total_usage?: number } }
+      pids_stats?: { current?: number }
+    }>('GET', `/containers/${container}/stats`, { query: { stream: false, 'one-shot': true } })
+    const nanoseconds = stats.cpu_stats?.cpu_usage?.total_usage
+    return {
+      memory_bytes: stats.memory_stats?.usage ?? null,
+      cpu_ms: nanoseconds === undefined ? null : Math.round(nanoseconds / 1e6),
+      processes: stats.pids_stats?.current ?? null,
+    }
+  }
+
+  async pause(id: string): Promise<void> {
+    await this.#pause(id, 'pause', /already paused/)
+  }
+
+  async resume(id: string): Promise<void> {
+    await this.#pause(id, 'unpause', /is not paused/)
+  }
+
+  async #pause(id: string, what: 'pause' | 'unpause', already: RegExp): Promise<void> {
+    try {
+      await this.engine.call('POST', `/containers/${this.#container(id)}/${what}`)
+    } catch (error) {
+      if (already.test((error as ThawError).message) && (await this.inspect(id))?.state !== 'exited') return
+      throw error
+    }
+  }
+
+  async snapshot(id: string, target: SnapshotTarget): Promise<SnapshotResult> {
+    if (target.kind !== 'filesystem') {
+      throw new ThawError('snapshot_unsupported', 'The docker driver keeps files in snapshots, not memory.', {
+        fix: 'Ask for kind "filesystem", or use a driver that keeps memory (thaw doctor).',
+      })
+    }
+    const { facts } = await this.#open()
+    const container = this.#container(id)
+    const tag = randomBytes(12).toString('hex')
+    const started = performance.now()
+    if (target.stop) await this.pause(id)
+    try {
+      await this.engine.call('POST', '/commit', {
+        query: { container, repo: snapshotRepository, tag, pause: true },
+        body: { Labels: { 'thaw.owner': this.#tag } },
+        timeoutMs: null,
+        signal: target.signal,
+      })
+    } catch (error) {
+      if (target.stop) await this.resume(id).catch(() => undefined)
+      throw error
+    }
+    // A container that is killed while it is paused never runs again.
+    if (target.stop) await this.engine.call('POST', `/containers/${container}/kill`, { query: { signal: 'SIGKILL' } })
+    const image = `${snapshotRepository}:${tag}`
+    return { frozen_ms: performance.now() - started, fingerprint: { docker_engine: facts.info.ID }, state: { image } }
+  }
+
+  async dropSnapshot({ state }: SnapshotSource): Promise<void> {
+    if (typeof state.image !== 'string' || !state.image.startsWith(`${snapshotRepository}:`)) return
+    try {
+      await this.engine.call('DELETE', `/images/${state.image}`, { query: { force: true } })
+    } catch (error) {
+      if (statusOf(error) !== 404) throw error
+    }
+  }
+
+  async list(): Promise<string[]> {
+    const ids = new Set(existsSync(this.#dir) ? readdirSync(this.#dir) : [])
+    try {
+      const filters = JSON.stringify({ label: [`thaw.owner=${this.#tag}`] })
+      const found = await this.engine.call<{ Labels: Record<string, string> }[]>('GET', '/containers/json', {
+        query: { all: true, filters },
+      })
+      for (const { Labels } of found) if (Labels['thaw.id'] !== undefined) ids.add(Labels['thaw.id'])
+    } catch (error) {
+      // Where there is no engine and never was one there is nothing.
+      if (isUnreachable(error) === null) throw error
+    }
+    return [...ids]
+  }
+
+  wait(id: string): Promise<Exit> {
+    const running = this.#running.get(id)
+    if (running !== undefined) return running.exit
+    const container = this.#container(id)
+    return exitOf(this.engine, container, { first: null, output: Promise.resolve(), process: () => null }).then(async (exit) => {
+      await (await this.#open()).sharing.collect(container, this.#kept(id).mounts)
+      return exit
+    })
+  }
+
+  async dial(id: string, port: Port): Promise<Duplex> {
+    const { shared } = await this.#open()
+    if (shared) return connectUnixSocket(join(this.#sandboxDir(id), 'run', socketNames[port]))
+    return this.#bridge(id).dial(`${insidePaths.runDir}/${socketNames[port]}`)
+  }
+
+  destroy(id: string): Promise<void> {
+    const pending = this.#destroying.get(id) ?? this.#destroy(id).finally(() => this.#destroying.delete(id))
+    this.#destroying.set(id, pending)
+    return pending
+  }
+
+  async #destroy(id: string): Promise<void> {
+    this.#bridges.get(id)?.close()
+    this.#bridges.delete(id)
+    try {
+      await removeContainer(this.engine, this.#container(id))
+    } catch (error) {
+      // Without an engine there is no container of an id that this data directory knows nothing of.
+      if (isUnreachable(error) === null || existsSync(this.#sandboxDir(id))) throw error
+    }
+    rmSync(this.#sandboxDir(id), { recursive: true, force: true })
+    this.#running.delete(id)
+  }
+
+  async close(): Promise<void> {
+    for (const bridge of this.#bridges.values()) bridge.close()
+    this.#bridges.clear()
+    if (!existsSync(this.#dir)) return
+    try {
+      if ((await this.list()).length > 0) return
+      await this.#network.remove()
+      rmSync(this.#dir, { recursive: true, force: true })
+    } catch (error) {
+      // Its containers have ended with it; the next start finds what is left.
+      if (isUnreachable(error) === null) throw error
+    }
+  }
+
+  /** What the engine is, asked once, and again after it could not be asked. */
+  #open(): Promise<Session> {
+    this.#session ??= this.#look().catch((error) => {
+      this.#session = undefined
+      throw error
+    })
+    return this.#session
+  }
+
+  async #look(): Promise<Session> {
+    const facts = await readFacts(this.engine)
+    const shared = this.#options.sharedFiles !== 'never' && facts.sameKernel && (await sharesFiles(this.engine, this.#options.dataDir))
+    if (shared) return { facts, shared, sharing: new SharedFiles((id) => this.#sandboxDir(id), facts) }
+    const { agent } = this.#options
+    if (agent === undefined || !existsSync(agent)) {
+      throw new ThawError('driver_unavailable', 'This Docker engine does not see the files of this host, and the agent is not built.', {
+        fix: 'Run `npm run bootstrap`, which builds it.',
+      })
+    }
+    return { facts, shared, sharing: new CopiedFiles(this.engine, facts, { 'thaw.owner': this.#tag }, agent) }
+  }
+
+  #bridge(id: string): Bridge {
+    const bridge = this.#bridges.get(id) ?? new Bridge(this.engine, this.#container(id))
+    this.#bridges.set(id, bridge)
+    return bridge
+  }
+
+  #kept(id: string): Kept {
+    try {
+      return JSON.parse(readFileSync(join(this.#sandboxDir(id), 'sandbox.json'), 'utf8')) as Kept
+    } catch {
+      return { slot: null, mounts: [] }
+    }
+  }
+
+  #labels(id: string): Record<string, string> {
+    return { 'thaw.owner': this.#tag, 'thaw.id': id }
+  }
+
+  #container(id: string): string {
+    return `thaw-${this.#tag}-${id}`
+  }
+
+  #sandboxDir(id: string): string {
+    return join(this.#dir, id)
+  }
+}
+
+const removalTries = 100
+const removalPauseMs = 50
+
+/** Idempotent. A removal that goes on already is waited for. */
+export async function removeContainer(engine: Engine, container: string): Promise<void> {
+  for (let tries = 0; ; tries++) {
+    try {
+      // What is paused may not end before it is resumed, depending on the version of the engine.
+      if (tries === 0) await engine.call('POST', `/containers/${container}/unpause`).catch(() => undefined)
+      await engine.call('DELETE', `/containers/${container}`, { query: { force: true, v: true } })
+      return
+    } catch (error) {
+      if (statusOf(error) === 404) return
+      if (statusOf(error) !== 409 || tries >= removalTries) throw error
+    }
+    await new Promise((resolve) => setTimeout(resolve, removalPauseMs))
+  }
+}
+
+/** An image without the program that is to start is the image's fault, not the engine's. */
+function startFailure(error: unknown, program: string): unknown {
+  const said = error instanceof ThawError ? error.message : ''
+  if (!/executable file not found|exec: .*no such file or directory|exec.*no such file/.test(said)) return error
+  return new ThawError('runtime_unsupported', `The image has no ${program}.`, { details: (error as ThawError).details, cause: error })
+}
+
+/** The connection alone keeps nobody from ending. */
+function unref(stream: Duplex): void {
+  ;(stream as Duplex & { unref?: () => void }).unref?.()
+}
