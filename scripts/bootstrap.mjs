@@ -1,4 +1,4 @@
-// Makes a fresh checkout usable: npm packages, the programs that the default driver needs, and the launcher.
+// Makes a fresh checkout usable: npm packages, the programs that the default driver needs, the launcher and the agent.
 // npm runs it before `start`, `test` and `bench`. It runs on any Node.js from 18 on, before npm packages exist, so it
 // uses nothing but the standard library. When there is nothing to do, it says nothing.
 import { spawnSync } from 'node:child_process'
@@ -38,7 +38,7 @@ const programs = [
   { program: 'nft', package: 'nftables', without: 'containers have no network' },
   { program: 'mmdebstrap', package: 'mmdebstrap', without: 'the images python, node and go cannot be built' },
   { program: 'skopeo', package: 'skopeo', without: 'OCI images cannot be used' },
-  { program: 'go', package: 'golang-go', without: 'Go functions, and programs with the stdio contract, cannot be run' },
+  { program: 'go', package: 'golang-go', without: 'Go functions, programs with the stdio contract, and sandboxes cannot be run' },
 ]
 const testPrograms = [{ program: 'docker-registry', package: 'docker-registry', without: 'tests with a real registry cannot run' }]
 
@@ -229,6 +229,33 @@ function buildLauncher() {
   writeFileSync(stamp, digest)
 }
 
+// 4. The agent
+
+/** The program that runs inside sandboxes, for every architecture that a worker may have. */
+function buildAgent() {
+  const source = join(root, 'agent')
+  const files = listFiles(source).filter((path) => /\.go$|\/go\.(mod|sum)$/.test(path) && !path.endsWith('_test.go'))
+  const hash = createHash('sha256')
+  for (const path of files) hash.update(path.slice(source.length)).update('\0').update(readFileSync(path)).update('\0')
+  const digest = hash.digest('hex')
+  for (const arch of ['amd64', 'arm64']) {
+    const target = join(buildDir, `agent/thaw-agent-linux-${arch}`)
+    const stamp = `${target}.sha256`
+    if (existsSync(target) && existsSync(stamp) && readFileSync(stamp, 'utf8') === digest) continue
+
+    const go = findGo(source)
+    if (go === null) return
+    say(`building the agent for ${arch} (Go)`)
+    mkdirSync(dirname(target), { recursive: true })
+    const temporary = `${target}.${process.pid}`
+    const args = ['build', '-trimpath', '-ldflags=-s -w', '-o', temporary, '.']
+    const built = run(go, args, { cwd: source, env: { ...env, CGO_ENABLED: '0', GOOS: 'linux', GOARCH: arch, GOFLAGS: '' } })
+    if (!built) throw new Stop('the agent could not be built (see above). It needs Go and, the first time, the Go module proxy.')
+    renameSync(temporary, target)
+    writeFileSync(stamp, digest)
+  }
+}
+
 function listFiles(folder) {
   if (!existsSync(folder)) return []
   return readdirSync(folder, { withFileTypes: true })
@@ -279,6 +306,7 @@ try {
   await installPrograms()
   await provideCriu()
   buildLauncher()
+  buildAgent()
 } catch (error) {
   if (!(error instanceof Stop)) throw error
   say(error.message)

@@ -81,6 +81,12 @@ func pack(r *http.Request, archive *tar.Writer, root string) error {
 		if err != nil || path == root {
 			return skipMissing(err)
 		}
+		if temporary, _ := isTemporary(path); temporary {
+			if item.IsDir() {
+				return fs.SkipDir
+			}
+			return nil
+		}
 		info, err := item.Info()
 		if err != nil {
 			return skipMissing(err)

@@ -2,12 +2,12 @@ package files
 
 import (
 	"crypto/rand"
-	"encoding/hex"
 	"errors"
 	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -89,7 +89,7 @@ func openTarget(path string, mode fs.FileMode) (*target, error) {
 	default:
 		return nil, err
 	}
-	t.temporary = temporaryName(filepath.Dir(path))
+	t.temporary = temporaryName(filepath.Dir(path), t.owner != nil)
 	t.file, err = os.OpenFile(t.temporary, os.O_CREATE|os.O_EXCL|os.O_WRONLY|unix.O_NOFOLLOW, 0o600)
 	if err != nil && t.owner != nil && (errors.Is(err, fs.ErrPermission) || errors.Is(err, unix.EROFS)) {
 		// The user may write the file, but not its directory.
@@ -178,10 +178,29 @@ func checkWritable(path string) error {
 	return err
 }
 
-func temporaryName(directory string) string {
-	var random [8]byte
-	_, _ = rand.Read(random[:])
-	return filepath.Join(directory, ".thaw-"+hex.EncodeToString(random[:])+".tmp")
+// Temporary names tell watches, which hide them, whether the rename that follows replaces a file.
+const (
+	temporaryPrefix = ".thaw-"
+	suffixNew       = ".new"
+	suffixReplace   = ".replace"
+)
+
+func temporaryName(directory string, replaces bool) string {
+	suffix := suffixNew
+	if replaces {
+		suffix = suffixReplace
+	}
+	return filepath.Join(directory, temporaryPrefix+rand.Text()+suffix)
+}
+
+// isTemporary looks at the last part of a path.
+func isTemporary(path string) (temporary, replaces bool) {
+	name := filepath.Base(path)
+	if !strings.HasPrefix(name, temporaryPrefix) || len(name) < len(temporaryPrefix)+len(rand.Text()) {
+		return false, false
+	}
+	replaces = strings.HasSuffix(name, suffixReplace)
+	return replaces || strings.HasSuffix(name, suffixNew), replaces
 }
 
 func ownerOf(file *os.File) int {

@@ -176,6 +176,9 @@ func (l *listing) add(directory string, depth int) error {
 		return err
 	}
 	for _, item := range items {
+		if temporary, _ := isTemporary(item.Name()); temporary {
+			continue
+		}
 		if l.ctx.Err() != nil {
 			return connect.AsError(l.ctx, l.ctx.Err())
 		}

@@ -75,7 +75,7 @@ func unpackTo(source io.Reader, target string) error {
 			return err
 		}
 	}
-	temporary := temporaryName(place)
+	temporary := temporaryName(place, false)
 	if err := os.Mkdir(temporary, 0o755); err != nil {
 		return err
 	}

@@ -47,6 +47,8 @@ type watch struct {
 	user    *account.User
 	root    string
 	watcher *fsnotify.Watcher
+	// moving is the last temporary file that was renamed; the event after it tells what it became.
+	moving string
 }
 
 func openWatch(user *account.User, req watchRequest) (*watch, error) {
@@ -101,6 +103,9 @@ func (w *watch) add(directory string, found func(path string)) error {
 	}
 	for _, item := range items {
 		path := filepath.Join(directory, item.Name())
+		if temporary, _ := isTemporary(path); temporary {
+			continue
+		}
 		if found != nil {
 			found(path)
 		}
@@ -163,6 +168,13 @@ func (w *watch) report(event fsnotify.Event, emit func(Event) error) error {
 		}
 		return nil
 	}
+	if temporary, _ := isTemporary(event.Name); temporary {
+		if event.Has(fsnotify.Rename) {
+			w.moving = event.Name
+		}
+		return nil
+	}
+	event.Op = w.uploaded(event)
 	for _, kind := range eventTypes {
 		if !event.Has(kind.operation) {
 			continue
@@ -181,6 +193,19 @@ func (w *watch) report(event fsnotify.Event, emit func(Event) error) error {
 		return w.follow(event.Name, emit)
 	}
 	return nil
+}
+
+// uploaded gives a file that was written under a temporary name the events that writing in place would have had.
+func (w *watch) uploaded(event fsnotify.Event) fsnotify.Op {
+	moved := w.moving
+	w.moving = ""
+	if moved == "" || !event.Has(fsnotify.Create) || filepath.Dir(moved) != filepath.Dir(event.Name) {
+		return event.Op
+	}
+	if _, replaces := isTemporary(moved); replaces {
+		return event.Op&^fsnotify.Create | fsnotify.Write
+	}
+	return event.Op | fsnotify.Write
 }
 
 // follow watches a new directory. What was made in it before the watch began is reported now.

@@ -11,8 +11,6 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/creack/pty"
-
 	"thaw/agent/internal/account"
 	"thaw/agent/internal/connect"
 	"thaw/agent/internal/settings"
@@ -206,14 +204,7 @@ func (s *Service) update(_ context.Context, _ *http.Request, req *updateRequest)
 	if p.terminal == nil {
 		return nil, errNoTerminal(p)
 	}
-	size, err := req.PTY.Size.winsize()
-	if err != nil {
-		return nil, err
-	}
-	if err := pty.Setsize(p.terminal, size); err != nil {
-		return nil, connect.Errorf(connect.FailedPrecondition, "the terminal of process %d is gone: %v", p.PID, err)
-	}
-	return &empty{}, nil
+	return &empty{}, resize(p.terminal, req.PTY.Size)
 }
 
 func errNoTerminal(p *Process) error {

@@ -8,8 +8,6 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/creack/pty"
-
 	"thaw/agent/internal/account"
 	"thaw/agent/internal/connect"
 	"thaw/agent/internal/settings"
@@ -21,24 +19,6 @@ type Config struct {
 	Args []string          `json:"args"`
 	Envs map[string]string `json:"envs"`
 	Cwd  *string           `json:"cwd,omitempty"`
-}
-
-// Size of a terminal in characters.
-type Size struct {
-	Cols uint32 `json:"cols"`
-	Rows uint32 `json:"rows"`
-}
-
-func (s *Size) winsize() (*pty.Winsize, error) {
-	if s == nil || s.Cols == 0 || s.Rows == 0 || s.Cols > 65535 || s.Rows > 65535 {
-		return nil, connect.Errorf(connect.InvalidArgument, "the size of a terminal needs cols and rows from 1 to 65535")
-	}
-	return &pty.Winsize{Cols: uint16(s.Cols), Rows: uint16(s.Rows)}, nil
-}
-
-// PTY asks for a terminal.
-type PTY struct {
-	Size *Size `json:"size"`
 }
 
 // Spec is a process to start.

@@ -3,8 +3,6 @@ package process
 import (
 	"os"
 
-	"github.com/creack/pty"
-
 	"thaw/agent/internal/connect"
 )
 
@@ -56,18 +54,14 @@ func (w *wires) connect(spec *Spec, p *Process) error {
 }
 
 func (w *wires) connectTerminal(spec *Spec, p *Process) error {
-	size, err := spec.PTY.Size.winsize()
-	if err != nil {
-		return err
-	}
-	master, slave, err := pty.Open()
+	master, slave, err := openTerminal()
 	if err != nil {
 		return connect.Errorf(connect.ResourceExhausted, "the sandbox gave no terminal (/dev/ptmx): %v", err)
 	}
 	w.child = [3]*os.File{slave, slave, slave}
 	w.own = append(w.own, master)
-	if err := pty.Setsize(master, size); err != nil {
-		return connect.Errorf(connect.Internal, "the size of the terminal cannot be set: %v", err)
+	if err := resize(master, spec.PTY.Size); err != nil {
+		return err
 	}
 	// Programs open their terminal again by its name (/dev/tty, ttyname).
 	if os.Geteuid() == 0 {
