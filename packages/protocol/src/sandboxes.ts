@@ -71,6 +71,13 @@ export const sandboxCreateSchema = z.strictObject({
   timeout_ms: z.int().min(1000).max(maxLifeMs).nullable().default(null).describe('how long it may live; null: until it is deleted'),
   on_timeout: z.enum(['stop', 'pause']).default('stop'),
   idle_ms: z.int().min(1000).max(maxLifeMs).nullable().default(null).describe('pause after so long without a call; the next call wakes it'),
+  hibernate_ms: z
+    .int()
+    .min(0)
+    .max(maxLifeMs)
+    .nullable()
+    .default(null)
+    .describe('once paused for so long, its memory goes to disk; null: as the server is configured'),
   metadata: metadataSchema.default({}),
   command: commandSchema.optional().describe('a service that is started with it'),
 })
@@ -102,6 +109,7 @@ export const sandboxItemSchema = z.object({
   timeout_ms: z.int().nullable(),
   on_timeout: z.enum(['stop', 'pause']),
   idle_ms: z.int().nullable(),
+  hibernate_ms: z.int().nullable(),
   metadata: metadataSchema,
   parent_id: z.string().nullable().describe('the sandbox that it was forked from'),
   snapshot_id: z.string().nullable().describe('the snapshot that it was started from'),

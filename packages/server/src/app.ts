@@ -14,6 +14,7 @@ import { Builder } from './control/builds.ts'
 import { localCaller } from './control/caller.ts'
 import { Drivers } from './control/drivers.ts'
 import { Functions } from './control/functions.ts'
+import { Idempotency } from './control/idempotency.ts'
 import { ImageCatalog } from './control/images.ts'
 import { Invocations } from './control/invocations.ts'
 import { Invoker } from './control/invoker.ts'
@@ -26,8 +27,12 @@ import { Pools } from './control/pools.ts'
 import { Collector, destroyLeftovers } from './control/reconcile.ts'
 import type { AgentSandbox } from './control/sandboxes/agent-sandbox.ts'
 import { Executor } from './control/sandboxes/execute.ts'
+import { Hibernation } from './control/sandboxes/hibernation.ts'
+import { Lives } from './control/sandboxes/lives.ts'
 import { SandboxStarter } from './control/sandboxes/sandbox-starter.ts'
 import { Sandboxes } from './control/sandboxes/sandboxes.ts'
+import { Snapshots } from './control/sandboxes/snapshots.ts'
+import { Sweeper } from './control/sandboxes/sweeper.ts'
 import { Scheduler } from './control/scheduler.ts'
 import { SecretCatalog } from './control/secret-catalog.ts'
 import { Secrets } from './control/secrets.ts'
@@ -36,6 +41,7 @@ import { OciDriver } from './drivers/oci/index.ts'
 import { ProcessDriver } from './drivers/process/index.ts'
 import { startGateway } from './gateway/server.ts'
 import { Images } from './images/images.ts'
+import { SnapshotFiles } from './snapshots/snapshot-files.ts'
 import { openStore } from './store/sqlite/open.ts'
 import { createLogger } from './telemetry/log.ts'
 import { createMetrics } from './telemetry/metrics.ts'
@@ -72,6 +78,8 @@ export async function startApp(config: Config, onProgress: (line: string) => voi
     closers.push(() => keys.close())
     if (keys.lockedOut)
       log.warn({ data_dir: dataDir }, 'requests need an API key, and there is none: stop, and make one with `thaw key create --data-dir`')
+    const idempotency = new Idempotency(store.idempotency, { retentionMs: config.retention.idempotency_ms })
+    closers.push(() => idempotency.close())
     const secrets = await Secrets.open(store.secrets, dataDir)
     const drivers = new Drivers(createDrivers(dataDir), config.driver)
     for (const driver of drivers.all()) closers.push(() => driver.close())
@@ -167,16 +175,29 @@ export async function startApp(config: Config, onProgress: (line: string) => voi
       log,
     })
     closers.push(() => functions.close())
-    const sandboxes = new Sandboxes({
+    const snapshotFiles = await SnapshotFiles.open(dataDir, await Snapshots.known(store.snapshots))
+    const lives = new Lives({
       store: store.sandboxes,
       drivers,
-      starter: sandboxStarter,
       budget,
+      hibernation: new Hibernation({ store: store.snapshots, files: snapshotFiles, starter: sandboxStarter, log }),
       makeRoom: () => pools.makeRoom(),
       log,
     })
-    closers.push(() => sandboxes.close())
-    await sandboxes.open()
+    closers.push(() => lives.close())
+    await lives.open()
+    const sweeper = new Sweeper({ hibernateAfterMs: config.sandboxes.hibernate_after_ms }, lives, log)
+    closers.push(() => sweeper.close())
+    const sandboxes = new Sandboxes({ store: store.sandboxes, lives, starter: sandboxStarter })
+    const snapshots = new Snapshots({
+      store: store.snapshots,
+      sandboxStore: store.sandboxes,
+      files: snapshotFiles,
+      sandboxes,
+      lives,
+      starter: sandboxStarter,
+      log,
+    })
     const catalog = new ImageCatalog(
       images,
       async (tenant) =>
@@ -193,6 +214,7 @@ export async function startApp(config: Config, onProgress: (line: string) => voi
       artifacts,
       images: catalog,
       records: store.records,
+      idempotency,
       sandboxes,
       retention: {
         invocationsMs: config.retention.invocations_ms,
@@ -214,7 +236,11 @@ export async function startApp(config: Config, onProgress: (line: string) => voi
         headerTimeoutMs: limits.header_timeout_ms,
         requestTimeoutMs: limits.request_timeout_ms,
         maxConnections: limits.max_connections,
-        websocketIdleMs: limits.websocket_idle_ms,
+        websocket: {
+          idleMs: limits.websocket_idle_ms,
+          maxMessageBytes: limits.websocket_max_message_bytes,
+          stallMs: limits.websocket_stall_ms,
+        },
         rateLimit: { requestsPerSecond: limits.requests_per_second, requestBurst: limits.request_burst },
       },
       {
@@ -226,8 +252,10 @@ export async function startApp(config: Config, onProgress: (line: string) => voi
         pools: new PoolCatalog(pools, drivers, images, functions),
         secrets: new SecretCatalog(secrets, store.secrets, functions),
         sandboxes,
+        snapshots,
         executor: new Executor(sandboxes),
         keys,
+        idempotency,
         metrics,
         log,
       },

@@ -96,6 +96,8 @@ export const configSchema = z.strictObject({
     ),
     request_burst: nullableWhole(1, 10_000_000, 'Most requests at once, after a pause; null: those of two seconds.'),
     websocket_idle_ms: waitMs('Longest silence on a WebSocket to a function.'),
+    websocket_max_message_bytes: bytes('Largest message on a WebSocket to a function, as it is sent.'),
+    websocket_stall_ms: waitMs('How long an end of a WebSocket to a function may take nothing of what is there for it.'),
   }),
   pools: z.strictObject({
     size: whole(
@@ -105,6 +107,13 @@ export const configSchema = z.strictObject({
     ),
     max_size: whole(0, 1000, 'Most sandboxes kept of one kind, however large the demand.'),
     demand_ms: waitMs('How long a start counts as demand: a pool holds as many as were taken within this time.'),
+  }),
+  sandboxes: z.strictObject({
+    hibernate_after_ms: nullableWhole(
+      0,
+      3650 * dayMs,
+      'How long a sandbox is paused before its memory goes to disk, where its driver can keep memory; null: never.',
+    ),
   }),
   retention: z.strictObject({
     invocations_ms: keptMs('How long records of invocations are kept.'),

@@ -28,3 +28,30 @@ export interface Bundles {
   /** Removes every bundle that is not named and older than that. */
   removeBlobsExcept(digests: Iterable<string>, options: { olderThanMs: number }): Promise<unknown>
 }
+
+/** What control needs of the files of snapshots (snapshots/). */
+export interface SnapshotFiles {
+  draft(): Promise<SnapshotDraft>
+  /** Throws `snapshot_corrupt` unless everything is as it was when it was committed. */
+  check(id: string, digest: string): Promise<unknown>
+  dataDir(id: string): string
+  remove(id: string): Promise<void>
+}
+
+/** A snapshot that is being written; it is removed unless it was committed. */
+export interface SnapshotDraft extends AsyncDisposable {
+  /** Where the driver writes. */
+  readonly data: string
+  commit(
+    head: {
+      id: string
+      kind: 'filesystem' | 'memory'
+      driver: string
+      image_digest: string
+      fingerprint: Record<string, string>
+      driver_state: Record<string, unknown>
+      spec: unknown
+    },
+    now: number,
+  ): Promise<{ manifest_digest: string; size_bytes: number }>
+}

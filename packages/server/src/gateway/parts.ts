@@ -1,4 +1,5 @@
 import type { Functions } from '../control/functions.ts'
+import type { Idempotency } from '../control/idempotency.ts'
 import type { ImageCatalog } from '../control/images.ts'
 import type { Invocations } from '../control/invocations.ts'
 import type { Invoker } from '../control/invoker.ts'
@@ -7,10 +8,12 @@ import type { Platform } from '../control/platform.ts'
 import type { PoolCatalog } from '../control/pool-catalog.ts'
 import type { Executor } from '../control/sandboxes/execute.ts'
 import type { Sandboxes } from '../control/sandboxes/sandboxes.ts'
+import type { Snapshots } from '../control/sandboxes/snapshots.ts'
 import type { SecretCatalog } from '../control/secret-catalog.ts'
 import type { Logger } from '../telemetry/log.ts'
 import type { Metrics } from '../telemetry/metrics.ts'
 import type { RateLimitOptions } from './rate-limit.ts'
+import type { TunnelLimits } from './upgrade.ts'
 
 /** What the gateway works with. */
 export interface GatewayParts {
@@ -22,7 +25,9 @@ export interface GatewayParts {
   pools: PoolCatalog
   secrets: SecretCatalog
   keys: Keys
+  idempotency: Idempotency
   sandboxes: Sandboxes
+  snapshots: Snapshots
   executor: Executor
   metrics: Metrics
   log: Logger
@@ -36,6 +41,6 @@ export interface GatewayOptions {
   headerTimeoutMs: number
   requestTimeoutMs: number
   maxConnections: number
-  websocketIdleMs: number
+  websocket: TunnelLimits
   rateLimit: RateLimitOptions
 }

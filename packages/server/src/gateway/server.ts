@@ -22,6 +22,7 @@ import { poolRoutes } from './routes/pools.ts'
 import { sandboxFileRoutes } from './routes/sandbox-files.ts'
 import { sandboxRoutes } from './routes/sandboxes.ts'
 import { secretRoutes } from './routes/secrets.ts'
+import { snapshotRoutes } from './routes/snapshots.ts'
 import { SandboxPaths } from './sandbox-paths.ts'
 import { parseStrictJson } from './strict-json.ts'
 import { answerUpgrade } from './upgrade.ts'
@@ -46,8 +47,9 @@ export async function startGateway(options: GatewayOptions, parts: GatewayParts)
     active: (caller, name) => parts.functions.active(caller, name),
     invoke: (version, request, sink) => parts.invoker.invoke(version, request, sink),
     borrow: (version, request, borrower) => parts.invoker.borrow(version, request, borrower),
+    idempotency: parts.idempotency,
     maxPayloadBytes: options.maxPayloadBytes,
-    websocketIdleMs: options.websocketIdleMs,
+    websocket: options.websocket,
     onPlatformError: (error, { requestId, functionName, invocationId }) =>
       parts.log.warn({ err: error, request_id: requestId, function: functionName, invocation: invocationId }, 'invocation failed'),
   })
@@ -147,6 +149,7 @@ export async function startGateway(options: GatewayOptions, parts: GatewayParts)
     keyRoutes(routes, parts)
     sandboxRoutes(routes, parts)
     sandboxFileRoutes(routes, parts)
+    snapshotRoutes(routes, parts)
   })
   await app.ready()
   await listen(app.server, options)

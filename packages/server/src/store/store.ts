@@ -26,6 +26,7 @@ export interface Store {
   readonly keys: KeyStore
   readonly idempotency: IdempotencyStore
   readonly sandboxes: SandboxStore
+  readonly snapshots: SnapshotStore
   /** Flushes what is buffered and closes the file. */
   close(): Promise<void>
 }
@@ -265,4 +266,47 @@ export interface SandboxStore {
   delete(id: string): Promise<boolean>
   /** Removes those that ended before that time. Returns how many. */
   prune(before: number): Promise<number>
+}
+
+export interface SnapshotRow {
+  id: string
+  tenant: string
+  /** Who wanted it: a caller, a sandbox that sleeps in it, or a version that starts from it. */
+  purpose: 'user' | 'hibernation' | 'version'
+  kind: 'filesystem' | 'memory'
+  state: 'creating' | 'ready' | 'unhealthy' | 'deleted'
+  name: string | null
+  sandbox_id: string | null
+  version_id: string | null
+  driver: DriverKind
+  image_digest: string
+  spec: SandboxSpec
+  fingerprint: Record<string, string>
+  driver_state: Record<string, unknown>
+  /** SHA-256 of the manifest: nothing else vouches for the files. */
+  manifest_digest: string | null
+  size_bytes: number
+  frozen_ms: number | null
+  success_count: number
+  failure_count: number
+  /** Since the last success. */
+  failures_in_row: number
+  error: { code: ErrorCode; message: string } | null
+  created_at: number
+  last_used_at: number | null
+}
+
+export interface SnapshotStore {
+  create(row: SnapshotRow): Promise<void>
+  update(id: string, change: Partial<Omit<SnapshotRow, 'id' | 'tenant'>>): Promise<void>
+  get(id: string): Promise<SnapshotRow | null>
+  /** Those that callers took; newest first. */
+  list(filter: { tenant: string; sandbox_id?: string | undefined; before?: string | undefined; limit: number }): Promise<SnapshotRow[]>
+  /** Of all tenants and purposes. */
+  all(): Promise<SnapshotRow[]>
+  ofVersion(versionId: string): Promise<SnapshotRow[]>
+  /** Counts a use: a restore that worked, or one that failed. */
+  count(id: string, success: boolean, now: number): Promise<void>
+  /** False when there was none. */
+  delete(id: string): Promise<boolean>
 }

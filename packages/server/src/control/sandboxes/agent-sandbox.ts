@@ -27,10 +27,10 @@ export class AgentSandbox {
   /** Rejects with what the driver said, and leaves nothing behind. */
   static async start(
     driver: Driver,
-    spec: AgentSpec & { image: Prepared; runtimesDir: string; id?: string },
+    spec: AgentSpec & { image: Prepared; runtimesDir: string; id?: string; token?: string },
     options: { timeoutMs: number; signal?: AbortSignal | undefined },
   ): Promise<AgentSandbox> {
-    const { image, runtimesDir, id = newId('sbx'), ...rest } = spec
+    const { image, runtimesDir, id = newId('sbx'), token, ...rest } = spec
     const full: CreateSpec = {
       ...rest,
       id,
@@ -45,7 +45,7 @@ export class AgentSandbox {
       start_timeout_ms: options.timeoutMs,
     }
     const { boot_ms } = await driver.create(full, options.signal)
-    return new AgentSandbox(id, driver, boot_ms)
+    return new AgentSandbox(id, driver, boot_ms, token)
   }
 
   async destroy(): Promise<void> {

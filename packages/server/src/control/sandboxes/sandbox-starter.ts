@@ -1,6 +1,6 @@
 import { type BootMethod, type DriverKind, type NetworkMode, ThawError } from '@thaw/protocol'
 import type { Driver } from '../../drivers/driver.ts'
-import type { SandboxRow, SandboxSpec } from '../../store/store.ts'
+import type { SandboxRow, SandboxSpec, SnapshotRow } from '../../store/store.ts'
 import type { Drivers } from '../drivers.ts'
 import type { PoolKey } from '../pool.ts'
 import type { Images, ReadyImage } from '../ports.ts'
@@ -78,6 +78,53 @@ export class SandboxStarter {
       await started.destroy()
       throw error
     }
+  }
+
+  /** The image that a sandbox was made from. Throws `image_unavailable` where it is gone. */
+  async imageOf(row: Pick<SandboxRow, 'image_digest' | 'spec'>): Promise<ReadyImage> {
+    const image = row.image_digest === null ? null : await this.#parts.images.find(row.image_digest)
+    if (image === null) throw new ThawError('image_unavailable', `The image ${row.spec.image} that the sandbox was made from is gone.`)
+    return image
+  }
+
+  /** A sandbox that goes on from a snapshot, whose files were checked, with the identity of `row`. */
+  async restore(
+    snapshot: Pick<SnapshotRow, 'kind' | 'driver_state'>,
+    row: SandboxRow,
+    dir: string,
+    signal: AbortSignal,
+  ): Promise<AgentSandbox> {
+    const driver = await this.#parts.drivers.usable(row.driver)
+    const image = await this.imageOf(row)
+    const { resume_token, ...state } = snapshot.driver_state
+    const started = await AgentSandbox.start(
+      driver,
+      {
+        id: row.id,
+        image: await driver.prepare(image.source),
+        network: row.spec.network,
+        resources: driverResources(row.spec.resources),
+        runtimesDir: this.#parts.runtimesDir,
+        snapshot: { dir, kind: snapshot.kind, state },
+        ...(typeof resume_token === 'string' ? { token: resume_token } : {}),
+      },
+      { timeoutMs: this.#parts.startTimeoutMs, signal },
+    )
+    try {
+      if (snapshot.kind === 'memory') await started.agent.resumeFromSnapshot(initOf(image, row), signal)
+      else await this.introduce(started, image, row, signal)
+      return started
+    } catch (error) {
+      await started.destroy()
+      throw error
+    }
+  }
+
+  /** Removes what a driver keeps of a snapshot outside its folder. */
+  async dropSnapshot(snapshot: Pick<SnapshotRow, 'driver' | 'kind' | 'driver_state'>, dir: string): Promise<void> {
+    const driver = this.#parts.drivers.all().find((candidate) => candidate.kind === snapshot.driver)
+    const { resume_token: _, ...state } = snapshot.driver_state
+    await driver?.dropSnapshot?.({ dir, kind: snapshot.kind, state })
   }
 
   /** Starts one for a pool. */

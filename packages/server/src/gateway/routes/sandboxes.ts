@@ -90,6 +90,7 @@ function lifeRoutes(app: Routes, { sandboxes }: GatewayParts, base: string): voi
 
   const actions = {
     pause: { summary: 'Stop the processes of a sandbox where they are', run: sandboxes.pause },
+    hibernate: { summary: 'Put the memory of a sandbox on disk, and end its processes; the next call wakes it', run: sandboxes.hibernate },
     resume: { summary: 'Let a sandbox go on', run: sandboxes.resume },
     stop: { summary: 'End a sandbox and keep its record', run: sandboxes.stop },
   }

@@ -17,6 +17,7 @@ import { RecordWriter } from './record-writer.ts'
 import { SqliteRecords } from './records.ts'
 import { SqliteSandboxes } from './sandboxes.ts'
 import { SqliteSecrets } from './secrets.ts'
+import { SqliteSnapshots } from './snapshots.ts'
 
 /** What the store needs of a logger; pino's fits. */
 export interface StoreLog {
@@ -89,6 +90,7 @@ export async function openStore(options: OpenOptions): Promise<Store> {
       keys: new SqliteKeys(queries, patience),
       idempotency: new SqliteIdempotency(queries, patience),
       sandboxes: new SqliteSandboxes(queries, patience),
+      snapshots: new SqliteSnapshots(queries, patience),
       close() {
         closing ??= closeAll()
         return closing

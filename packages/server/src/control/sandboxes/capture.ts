@@ -1,0 +1,72 @@
+import { randomBytes } from 'node:crypto'
+import { ThawError } from '@thaw/protocol'
+import type { SnapshotKind, SnapshotResult, SnapshotSource } from '../../drivers/driver.ts'
+import type { SandboxRow } from '../../store/store.ts'
+import type { ReadyImage } from '../ports.ts'
+import type { AgentSandbox } from './agent-sandbox.ts'
+import { initOf } from './sandbox-starter.ts'
+
+const agentMs = 10_000
+
+/** What was captured: what the driver says, and the word by which the agent inside knows its new owner. */
+export interface Captured extends SnapshotResult {
+  kind: SnapshotKind
+  /** Opens the agent of a clone, once. It is worth nothing for the sandbox that was captured. */
+  resume_token: string | null
+}
+
+/** Memory where the driver can keep it, or what was asked for. Throws `snapshot_unsupported`. */
+export function chooseKind(running: AgentSandbox, wanted: SnapshotKind | undefined, fallback: boolean): SnapshotKind {
+  const able = running.driver.abilities.snapshot
+  if (able === 'none' || running.driver.snapshot === undefined) {
+    throw new ThawError('snapshot_unsupported', `The driver ${running.driver.kind} takes no snapshots.`, { fix: 'Choose another driver.' })
+  }
+  if (wanted === 'memory' && able === 'filesystem' && !fallback) {
+    throw new ThawError('snapshot_unsupported', `The driver ${running.driver.kind} cannot keep memory on this machine.`, {
+      fix: 'Ask for kind "filesystem", or set fallback; `thaw doctor` says what memory snapshots need.',
+    })
+  }
+  return wanted === 'filesystem' ? 'filesystem' : able
+}
+
+/**
+ * Writes a sandbox into a folder. For memory its agent ends all connections first, since none of them could go on in a
+ * clone. The sandbox is as it was afterwards, also when this rejects; with `hold` it stands still after a snapshot of its
+ * memory, and whoever asked for that destroys it, or calls `goOn`.
+ */
+export async function capture(
+  running: AgentSandbox,
+  image: Pick<ReadyImage, 'config'>,
+  row: SandboxRow,
+  target: { dir: string; kind: SnapshotKind; hold?: boolean },
+): Promise<Captured> {
+  const { driver, agent, id } = running
+  const { dir, kind, hold = false } = target
+  if (driver.snapshot === undefined) throw new ThawError('snapshot_unsupported')
+  if (kind === 'filesystem') return { ...(await driver.snapshot(id, { dir, kind, stop: false })), kind, resume_token: null }
+  if (row.state === 'paused') await driver.resume?.(id)
+  const resumeToken = randomBytes(24).toString('base64url')
+  let held = false
+  try {
+    await agent.init({ accessToken: resumeToken }, AbortSignal.timeout(agentMs))
+    await agent.prepareSnapshot(AbortSignal.timeout(agentMs))
+    if (hold) await driver.pause?.(id)
+    const result = await driver.snapshot(id, { dir, kind, stop: false })
+    held = hold
+    return { ...result, kind, resume_token: resumeToken }
+  } finally {
+    if (!held) await goOn(running, image, row)
+  }
+}
+
+/** Ends the stillness after a snapshot. */
+export async function goOn(running: AgentSandbox, image: Pick<ReadyImage, 'config'>, row: SandboxRow): Promise<void> {
+  await running.driver.resume?.(running.id)
+  await running.agent.resumeFromSnapshot(initOf(image, row), AbortSignal.timeout(agentMs))
+  if (row.state === 'paused') await running.driver.pause?.(running.id)
+}
+
+/** What the driver is given of a snapshot. */
+export function sourceOf(dir: string, captured: Pick<Captured, 'kind' | 'state'>): SnapshotSource {
+  return { dir, kind: captured.kind, state: captured.state }
+}

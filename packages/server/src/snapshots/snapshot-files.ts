@@ -1,0 +1,147 @@
+import { createHash, randomBytes } from 'node:crypto'
+import { existsSync } from 'node:fs'
+import { mkdir, open, readdir, readFile, rename, rm, writeFile } from 'node:fs/promises'
+import { join } from 'node:path'
+import { ThawError } from '@thaw/protocol'
+import { compare, corrupt, describeFolder, folderStamp, type Manifest, sizeOf } from './manifest.ts'
+
+const draftPrefix = '.draft-'
+const manifestName = 'manifest.json'
+/** A snapshot that cannot be read within this time counts as damaged. */
+const checkMs = 60_000
+
+export type ManifestHead = Omit<Manifest, 'format' | 'entries' | 'created_at'>
+
+/** What was written for good. */
+export interface Committed {
+  manifest_digest: string
+  size_bytes: number
+}
+
+/**
+ * The files of snapshots: `<dataDir>/snapshots/<id>/` holds manifest.json and data/, what the driver wrote. A snapshot is
+ * written as a draft, synced, and renamed: it is there whole or not at all. Nobody but the server's user can read them.
+ */
+export class SnapshotFiles {
+  readonly #dir: string
+  /** Stamps of folders that were compared with their manifest since they last changed. */
+  readonly #checked = new Map<string, string>()
+
+  private constructor(dir: string) {
+    this.#dir = dir
+  }
+
+  /** Removes what an earlier server left half done, and every snapshot that is not `known`. */
+  static async open(dataDir: string, known: ReadonlySet<string>): Promise<SnapshotFiles> {
+    const dir = join(dataDir, 'snapshots')
+    await mkdir(dir, { recursive: true, mode: 0o700 })
+    for (const name of await readdir(dir)) if (!known.has(name)) await rm(join(dir, name), { recursive: true, force: true })
+    return new SnapshotFiles(dir)
+  }
+
+  /** An empty folder for a driver to write into. */
+  async draft(): Promise<Draft> {
+    const dir = join(this.#dir, `${draftPrefix}${randomBytes(8).toString('hex')}`)
+    await mkdir(join(dir, 'data'), { recursive: true, mode: 0o700 })
+    return new Draft(dir, this.#dir)
+  }
+
+  has(id: string): boolean {
+    return existsSync(join(this.#dir, id, manifestName))
+  }
+
+  dataDir(id: string): string {
+    return join(this.#dir, id, 'data')
+  }
+
+  /**
+   * The manifest, once everything is as it says. `digest` is what the store knows of it. Throws `snapshot_corrupt`. What was
+   * found whole is not read again until it changes.
+   */
+  async check(id: string, digest: string): Promise<Manifest> {
+    const signal = AbortSignal.timeout(checkMs)
+    try {
+      const text = await readFile(join(this.#dir, id, manifestName))
+      if (sha256(text) !== digest) throw corrupt('its manifest has changed')
+      const manifest = JSON.parse(text.toString('utf8')) as Manifest
+      const stamp = await folderStamp(this.dataDir(id))
+      if (this.#checked.get(id) !== stamp) {
+        compare(manifest.entries, await describeFolder(this.dataDir(id), signal))
+        this.#checked.set(id, stamp)
+      }
+      return manifest
+    } catch (error) {
+      if (error instanceof ThawError) throw error
+      throw new ThawError('snapshot_corrupt', 'The snapshot cannot be read.', { cause: error })
+    }
+  }
+
+  async remove(id: string): Promise<void> {
+    this.#checked.delete(id)
+    const dir = join(this.#dir, id)
+    if (!existsSync(dir)) return
+    // Renamed first: a snapshot that is half removed is no snapshot.
+    const doomed = join(this.#dir, `${draftPrefix}${randomBytes(8).toString('hex')}`)
+    await rename(dir, doomed)
+    await rm(doomed, { recursive: true, force: true })
+  }
+
+  folder(id: string): string {
+    return join(this.#dir, id)
+  }
+}
+
+/** A snapshot that is being written. It is committed once, or removed. */
+export class Draft implements AsyncDisposable {
+  /** Where the driver writes. */
+  readonly data: string
+  readonly #dir: string
+  readonly #root: string
+  #committed = false
+
+  constructor(dir: string, root: string) {
+    this.#dir = dir
+    this.#root = root
+    this.data = join(dir, 'data')
+  }
+
+  /** Makes it a snapshot: describes it, syncs it, gives it its name. */
+  async commit(head: ManifestHead, now: number): Promise<Committed> {
+    const manifest: Manifest = {
+      format: 1,
+      ...head,
+      created_at: new Date(now).toISOString(),
+      entries: await describeFolder(this.data),
+    }
+    const text = Buffer.from(JSON.stringify(manifest), 'utf8')
+    await writeFile(join(this.#dir, manifestName), text, { mode: 0o600 })
+    await syncFiles(this.data, Object.entries(manifest.entries))
+    await syncPath(join(this.#dir, manifestName))
+    await syncPath(this.#dir)
+    await rename(this.#dir, join(this.#root, head.id))
+    this.#committed = true
+    await syncPath(this.#root)
+    return { manifest_digest: sha256(text), size_bytes: await sizeOf(join(this.#root, head.id)) }
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    if (!this.#committed) await rm(this.#dir, { recursive: true, force: true })
+  }
+}
+
+async function syncFiles(dir: string, entries: [string, Manifest['entries'][string]][]): Promise<void> {
+  for (const [path, entry] of entries) if (entry.type === 'file' || entry.type === 'folder') await syncPath(join(dir, path))
+}
+
+async function syncPath(path: string): Promise<void> {
+  const handle = await open(path, 'r')
+  try {
+    await handle.sync()
+  } finally {
+    await handle.close()
+  }
+}
+
+function sha256(bytes: Uint8Array): string {
+  return createHash('sha256').update(bytes).digest('hex')
+}
