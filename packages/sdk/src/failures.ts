@@ -43,7 +43,7 @@ export async function responseError(response: Response, url: string): Promise<At
   const text = await response.text()
   const error = errorOfBody(parsed(text), response.headers)
   if (error !== null) {
-    const busy = error.retryable && (response.status === 429 || response.status === 503)
+    const busy = error.retryable && [409, 429, 503].includes(response.status)
     return { error, sent: true, retryAfterMs, final: !busy || retryAfterMs === undefined }
   }
   return {

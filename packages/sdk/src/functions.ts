@@ -20,6 +20,11 @@ export interface DeployOptions extends CallOptions {
   wait?: boolean | undefined
 }
 
+export interface CreateOptions extends DeployOptions {
+  /** Names this request: sent again with the same key and input, it is answered as before, and nothing is made twice. */
+  idempotencyKey?: string | undefined
+}
+
 export interface LogOptions extends CallOptions {
   /** How many of the newest entries to begin with. Default 1000. */
   limit?: number | undefined
@@ -35,7 +40,7 @@ export class Functions {
   }
 
   /** Creates a function. Throws `function_exists` when there is one of this name. */
-  async create(input: FunctionInput, options: DeployOptions = {}): Promise<FunctionItem> {
+  async create(input: FunctionInput, options: CreateOptions = {}): Promise<FunctionItem> {
     const { code, ...config } = input
     return this.#upload('POST', '/v1/functions', config, code, options)
   }
@@ -136,9 +141,10 @@ export class Functions {
     }
   }
 
-  async #upload(method: 'POST' | 'PUT', path: string, config: object, source: CodeSource, options: DeployOptions): Promise<FunctionItem> {
+  async #upload(method: 'POST' | 'PUT', path: string, config: object, source: CodeSource, options: CreateOptions): Promise<FunctionItem> {
     const code = await encodeCode(source, options.signal)
     const request: HttpRequest = { method, path, signal: options.signal, patient: true }
+    if (options.idempotencyKey !== undefined) request.headers = { 'idempotency-key': options.idempotencyKey }
     if (options.wait === false) request.query = { wait: 'false' }
     if (code.archive === undefined) {
       request.json = { ...config, code: code.json }

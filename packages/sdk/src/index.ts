@@ -31,7 +31,7 @@ export {
   type VersionItem,
 } from '@thaw/protocol'
 export type { CodeSource } from './code.ts'
-export type { CallOptions, DeployOptions, FunctionChange, FunctionInput, Functions, LogOptions } from './functions.ts'
+export type { CallOptions, CreateOptions, DeployOptions, FunctionChange, FunctionInput, Functions, LogOptions } from './functions.ts'
 export type { FetchFunction } from './http.ts'
 export type { ImageCreateOptions, Images, PruneResult } from './images.ts'
 export type { Invocations } from './invocations.ts'

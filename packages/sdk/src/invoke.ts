@@ -13,6 +13,8 @@ export interface InvokeOptions {
   /** Shorter limit than the function's own timeout_ms; the invocation then ends as `timed_out`. */
   timeoutMs?: number | undefined
   contentType?: string | undefined
+  /** Names this invocation: sent again with the same key and payload, it is answered as before and does not run twice. */
+  idempotencyKey?: string | undefined
 }
 
 export interface InvokeResult<Value = unknown> {
@@ -39,6 +41,7 @@ export function invocationOf(headers: Headers): Omit<InvokeResult, 'value'> {
 export function invokeRequest(name: string, payload: Payload, mode: 'sync' | 'stream', options: InvokeOptions): HttpRequest {
   const headers: Record<string, string> = { 'thaw-mode': mode }
   if (options.timeoutMs !== undefined) headers['thaw-timeout-ms'] = String(options.timeoutMs)
+  if (options.idempotencyKey !== undefined) headers['idempotency-key'] = options.idempotencyKey
   const request: HttpRequest = {
     method: 'POST',
     path: `/v1/functions/${encodeURIComponent(name)}/invoke`,

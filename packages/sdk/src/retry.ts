@@ -22,11 +22,13 @@ const longestRetryAfterMs = 10_000
  * Waits and answers true when the request may be sent again, else answers false.
  *
  * A request that never left is always safe to send again. One that may have arrived is only when repeating it changes
- * nothing: GET and DELETE. An invocation or a deploy that may have run is never repeated.
+ * nothing: GET and DELETE. An invocation or a deploy that may have run is repeated only when it has an
+ * Idempotency-Key, which the server knows it by.
  */
 export async function pauseBeforeRetry(request: HttpRequest, attempt: Attempt, number: number): Promise<boolean> {
   if (attempt.final || number >= maxAttempts) return false
-  const idempotent = request.method === 'GET' || request.method === 'DELETE'
+  const named = request.headers?.['idempotency-key'] !== undefined
+  const idempotent = request.method === 'GET' || request.method === 'DELETE' || named
   if (attempt.sent && !idempotent) return false
   // What was read from a stream cannot be read again.
   if (request.body instanceof ReadableStream) return false

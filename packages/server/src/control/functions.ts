@@ -120,12 +120,19 @@ export class Functions {
     return versionItem(name, await this.#versionRow(caller, name, number))
   }
 
-  /** Makes a function. With `wait`, nothing of it is left when its first version fails. */
-  create(caller: Caller, name: string, input: DeployInput, wait: boolean): Promise<FunctionItem> {
+  /**
+   * Makes a function. With `wait`, nothing of it is left when its first version fails. `token` names the request: one that
+   * comes again, because a crash cut off its answer, goes on with what it has made.
+   */
+  create(caller: Caller, name: string, input: DeployInput, wait: boolean, token: string | null = null): Promise<FunctionItem> {
     const { tenant } = caller
     const key = qualified(tenant, name)
     return this.#lock.run(key, async () => {
-      if (this.#live.has(key)) throw new ThawError('function_exists', `A function named ${name} exists already.`)
+      const known = this.#live.get(key)
+      if (known !== undefined) {
+        if (token !== null && known.row.creation_token === token) return this.#goOn(known, wait)
+        throw new ThawError('function_exists', `A function named ${name} exists already.`)
+      }
       const now = Date.now()
       const row: FunctionRow = {
         id: newId('fn'),
@@ -133,7 +140,7 @@ export class Functions {
         name,
         active_version_id: null,
         next_version: 1,
-        creation_token: null,
+        creation_token: token,
         created_at: now,
         updated_at: now,
       }
@@ -141,6 +148,14 @@ export class Functions {
       this.#live.set(key, { row, active: null, shown: version })
       return this.#finishDeploy(row, version, wait, () => this.#remove(row))
     })
+  }
+
+  async #goOn({ row, active, shown }: Live, wait: boolean): Promise<FunctionItem> {
+    if (active !== null || !wait) return this.#item(this.#find(row, row.name))
+    // The build that the crash cut off may have failed since: it is undone as it would have been then.
+    if (shown.error === null) return this.#finishDeploy(row, shown, wait, () => this.#remove(row))
+    await this.#remove(row)
+    throw new ThawError(shown.error.code, shown.error.message, { details: shown.error.details })
   }
 
   /** Makes a new version. The old one serves until the new one is ready; with `wait`, a failed one is removed. */

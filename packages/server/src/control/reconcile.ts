@@ -3,6 +3,7 @@ import type { Logger } from '../telemetry/log.ts'
 import type { Artifacts } from './artifacts.ts'
 import type { Drivers } from './drivers.ts'
 import type { Functions } from './functions.ts'
+import type { Idempotency } from './idempotency.ts'
 import type { ImageCatalog } from './images.ts'
 import type { Sandboxes } from './sandboxes/sandboxes.ts'
 
@@ -44,6 +45,7 @@ export class Collector {
     artifacts: Artifacts
     images: ImageCatalog
     records: RecordStore
+    idempotency: Idempotency
     sandboxes: Sandboxes
     retention: Retention
     log: Logger
@@ -56,6 +58,7 @@ export class Collector {
     artifacts: Artifacts
     images: ImageCatalog
     records: RecordStore
+    idempotency: Idempotency
     sandboxes: Sandboxes
     retention: Retention
     log: Logger
@@ -80,6 +83,7 @@ export class Collector {
     const now = Date.now()
     artifacts.collect((await functions.references()).versionIds, now - retention.imagesMs)
     await functions.collectCode()
+    await this.#parts.idempotency.prune()
     await records.prune({ invocations: now - retention.invocationsMs, logs: now - retention.logsMs })
     await sandboxes.prune(now - retention.sandboxesMs)
     await images.prune(retention.imagesMs)

@@ -2,12 +2,14 @@ import type { IncomingMessage, ServerResponse } from 'node:http'
 import type { Duplex } from 'node:stream'
 import { bodyChunkBytes, functionNameSchema, invokeModes, type ResultMeta, ThawError, toThawError } from '@thaw/protocol'
 import type { Caller } from '../control/caller.ts'
+import type { Idempotency } from '../control/idempotency.ts'
 import type { AnswerSink, Invocation, InvokeRequest } from '../control/invocation.ts'
 import type { Borrower, Loan } from '../control/loan.ts'
 import type { AnswerInfo, RunRequest } from '../control/run.ts'
 import type { Version } from '../control/version.ts'
 import { carriesKey } from './auth.ts'
 import { answerHeaders, functionHeaders, hopByHop } from './headers.ts'
+import { idempotencyKeyOf, invokeOnce } from './idempotency.ts'
 import { WebProxy } from './proxy.ts'
 import { type ErrorReport, respondError, respondRunError } from './respond.ts'
 
@@ -16,6 +18,7 @@ export interface InvokeParts extends ErrorReport {
   active(caller: Caller, name: string): Version
   invoke(version: Version, request: InvokeRequest, sink: AnswerSink): Invocation
   borrow(version: Version, request: RunRequest, borrower: Borrower): Loan
+  idempotency: Idempotency
   maxPayloadBytes: number
   /** How long a WebSocket may be silent. */
   websocketIdleMs: number
@@ -97,7 +100,15 @@ export class InvokePaths {
         return
       }
     }
-    this.#run(caller, { name: rawName, path: '/', query: '' }, request, response, { trigger: 'invoke', timeoutMs })
+    let key: string | null = null
+    try {
+      if (request.headers['idempotency-key'] !== undefined) key = idempotencyKeyOf(request)
+      if (key !== null && mode === 'stream') throw new ThawError('invalid_request', 'A streamed answer is not kept for an Idempotency-Key.')
+    } catch (error) {
+      refuse(request, response, toThawError(error))
+      return
+    }
+    this.#run(caller, { name: rawName, path: '/', query: '' }, request, response, { trigger: 'invoke', timeoutMs }, key)
   }
 
   #run(
@@ -106,6 +117,7 @@ export class InvokePaths {
     request: IncomingMessage,
     response: ServerResponse,
     how: Pick<InvokeRequest, 'trigger' | 'timeoutMs'>,
+    idempotencyKey: string | null = null,
   ): void {
     let version: Version
     let length: number | undefined
@@ -127,6 +139,21 @@ export class InvokePaths {
         ? { method: request.method ?? 'GET', path: target.path, query: target.query, headers: eventHeaders(request) }
         : undefined
     const contentType = request.headers['content-type'] ?? ''
+    if (idempotencyKey !== null) {
+      const { functionName } = version
+      void invokeOnce(request, response, {
+        idempotency: this.#parts.idempotency,
+        key: idempotencyKey,
+        caller,
+        asked: ['invoke', functionName, contentType, String(how.timeoutMs ?? '')],
+        functionName,
+        maxPayloadBytes: this.#parts.maxPayloadBytes,
+        report: this.#parts,
+        direct: new ResponseSink(response, functionName, this.#parts),
+        start: (body, sink) => this.#parts.invoke(version, { body, bodyBytes: body.length, contentType, ...how }, sink),
+      })
+      return
+    }
     const start = (body: InvokeRequest['body'], bodyBytes: number) => {
       const sink = new ResponseSink(response, version.functionName, this.#parts)
       const invocation = this.#parts.invoke(

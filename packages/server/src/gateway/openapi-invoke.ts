@@ -25,6 +25,7 @@ export const invokePathsDescription = {
       parameters: [
         name,
         { name: 'Thaw-Mode', in: 'header', schema: { type: 'string', enum: [...invokeModes], default: 'sync' } },
+        { name: 'Idempotency-Key', in: 'header', schema: { type: 'string', pattern: '^[\\x21-\\x7e]{1,255}$' } },
         { name: 'Thaw-Timeout-Ms', in: 'header', schema: { type: 'integer', minimum: 1, maximum: 86_400_000 } },
       ],
       requestBody: { content: { '*/*': {} } },

@@ -20,6 +20,7 @@ import { z } from 'zod'
 import type { Caller } from '../../control/caller.ts'
 import type { CodeInput, DeployInput } from '../../control/functions.ts'
 import { callerOf } from '../auth.ts'
+import { answerOnce } from '../idempotency.ts'
 import type { GatewayOptions, GatewayParts } from '../parts.ts'
 import type { Routes } from '../server.ts'
 import { parseStrictJson } from '../strict-json.ts'
@@ -48,8 +49,14 @@ export function functionRoutes(app: Routes, parts: GatewayParts, options: Gatewa
     },
     async (request, reply) => {
       const { name, input } = await readDeploy(request, functionConfigSchema.extend({ name: functionNameSchema }))
-      const item = await functions.create(callerOf(request), name ?? '', input, request.query.wait === 'true')
-      return reply.status(201).send({ item })
+      const wait = request.query.wait === 'true'
+      return answerOnce(
+        request,
+        reply,
+        parts.idempotency,
+        () => [JSON.stringify({ name, config: input.config }), ...Object.entries(input.code).flat()],
+        async (token) => ({ status: 201, body: { item: await functions.create(callerOf(request), name ?? '', input, wait, token) } }),
+      )
     },
   )
 
