@@ -14,7 +14,7 @@ export interface HttpOptions {
 }
 
 export interface HttpRequest {
-  method: 'GET' | 'POST' | 'PUT' | 'DELETE'
+  method: 'GET' | 'POST' | 'PUT' | 'PATCH' | 'DELETE'
   path: string
   query?: Record<string, string | number | undefined>
   headers?: Record<string, string>
@@ -43,6 +43,11 @@ export class Http {
     this.#apiKey = options.apiKey
     this.#fetch = options.fetch
     this.#timeoutMs = options.requestTimeoutMs ?? defaultTimeoutMs
+  }
+
+  /** Where a WebSocket of a path leads, and the headers of its handshake. */
+  socketTarget(path: string): { url: string; headers: Record<string, string> } {
+    return { url: `${this.url.replace(/^http/i, 'ws')}${path}`, headers: this.#credentials() }
   }
 
   /** Sends a request and reads its JSON answer. */
@@ -94,8 +99,7 @@ export class Http {
   }
 
   #init(request: HttpRequest, signal: AbortSignal): RequestInit {
-    const headers: Record<string, string> = { ...request.headers }
-    if (this.#apiKey !== undefined) headers.authorization = `Bearer ${this.#apiKey}`
+    const headers: Record<string, string> = { ...request.headers, ...this.#credentials() }
     const init: RequestInit = { method: request.method, headers, signal, redirect: 'manual' }
     if (request.json !== undefined) {
       headers['content-type'] = 'application/json'
@@ -106,6 +110,10 @@ export class Http {
       if (request.body instanceof ReadableStream) init.duplex = 'half'
     }
     return init
+  }
+
+  #credentials(): Record<string, string> {
+    return this.#apiKey === undefined ? {} : { authorization: `Bearer ${this.#apiKey}` }
   }
 
   async #readJson(response: Response): Promise<unknown> {

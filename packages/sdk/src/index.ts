@@ -8,7 +8,12 @@ export {
   driverKinds,
   type ErrorBody,
   type ErrorCode,
+  type ExecResult,
+  type ExecuteRequest,
+  type ExecuteResult,
   errorTable,
+  executeModes,
+  type FileItem,
   type FunctionItem,
   functionConfigSchema,
   functionNameSchema,
@@ -26,7 +31,14 @@ export {
   type Role,
   roles,
   runtimes,
+  type SandboxCreate,
+  type SandboxItem,
+  type SandboxState,
+  type SandboxStats,
+  type SandboxUpdate,
   type SecretItem,
+  sandboxNameSchema,
+  sandboxStates,
   ThawError,
   type VersionItem,
 } from '@thaw/protocol'
@@ -39,6 +51,30 @@ export type { InvokeOptions, InvokeResult, Payload } from './invoke.ts'
 export type { Keys } from './keys.ts'
 export type { Page, PageQuery, Pages } from './page.ts'
 export type { Pools } from './pools.ts'
+export type { ExecOptions } from './sandboxes/exec.ts'
+export type {
+  CopyProgress,
+  FileContent,
+  FileCopyOptions,
+  FileEvent,
+  FileOptions,
+  FileWatch,
+  SandboxFiles,
+} from './sandboxes/files.ts'
+export {
+  type AttachOptions,
+  type Command,
+  loginShell,
+  type OnOutput,
+  type ProcessExit,
+  type ProcessInput,
+  type SandboxProcess,
+  type SandboxTerminal,
+  type StartOptions,
+  type TerminalOptions,
+} from './sandboxes/process.ts'
+export type { Sandbox } from './sandboxes/sandbox.ts'
+export type { Sandboxes, SandboxQuery } from './sandboxes/sandboxes.ts'
 export type { Secrets } from './secrets.ts'
 export type { InvocationStream } from './stream.ts'
 export { Thaw, type ThawOptions } from './thaw.ts'

@@ -1,10 +1,11 @@
-import type { Info } from '@thaw/protocol'
+import type { ExecuteRequest, ExecuteResult, Info } from '@thaw/protocol'
 import { type CallOptions, Functions } from './functions.ts'
 import { type FetchFunction, Http, isOk, itemOf } from './http.ts'
 import { Images } from './images.ts'
 import { Invocations } from './invocations.ts'
 import { Keys } from './keys.ts'
 import { Pools } from './pools.ts'
+import { execute, Sandboxes } from './sandboxes/sandboxes.ts'
 import { Secrets } from './secrets.ts'
 
 export interface ThawOptions {
@@ -36,6 +37,7 @@ export class Thaw {
   readonly invocations: Invocations
   readonly images: Images
   readonly pools: Pools
+  readonly sandboxes: Sandboxes
   readonly secrets: Secrets
   readonly keys: Keys
   readonly #http: Http
@@ -52,8 +54,14 @@ export class Thaw {
     this.invocations = new Invocations(this.#http)
     this.images = new Images(this.#http)
     this.pools = new Pools(this.#http)
+    this.sandboxes = new Sandboxes(this.#http)
     this.secrets = new Secrets(this.#http)
     this.keys = new Keys(this.#http)
+  }
+
+  /** Runs a command in a sandbox that the server finds or makes for it. */
+  async execute(request: ExecuteRequest, options: CallOptions = {}): Promise<ExecuteResult> {
+    return execute(this.#http, request, options)
   }
 
   /** Version, drivers and their probes, limits. */

@@ -1,0 +1,123 @@
+import { type ExecResult, type SandboxItem, type SandboxStats, type SandboxUpdate, ThawError } from '@thaw/protocol'
+import type { CallOptions } from '../functions.ts'
+import { type Http, isOk, itemOf } from '../http.ts'
+import { type ExecOptions, runCommand } from './exec.ts'
+import { SandboxFiles } from './files.ts'
+import {
+  type AttachOptions,
+  attachProcess,
+  type Command,
+  openTerminal,
+  type SandboxProcess,
+  type SandboxTerminal,
+  type StartOptions,
+  startProcess,
+  type TerminalOptions,
+} from './process.ts'
+
+/**
+ * One sandbox. Calls wake it where it sleeps. `await using` deletes it at the end of the block.
+ *
+ *     await using sandbox = await thaw.sandboxes.create({ image: 'python' })
+ *     const { stdout } = await sandbox.exec(['python3', '-c', 'print(6 * 7)'])
+ */
+export class Sandbox implements AsyncDisposable {
+  /** As the server described it last: when it was made or found, and after each call that changed it. */
+  item: SandboxItem
+  readonly files: SandboxFiles
+  readonly #http: Http
+
+  /** Made by `thaw.sandboxes`. */
+  constructor(http: Http, item: SandboxItem) {
+    this.#http = http
+    this.item = item
+    this.files = new SandboxFiles(http, item.id)
+  }
+
+  get id(): string {
+    return this.item.id
+  }
+
+  /** Asks the server again. */
+  async refresh(options: CallOptions = {}): Promise<SandboxItem> {
+    return this.#change('GET', '', undefined, options)
+  }
+
+  /** Runs a command to its end. With onStdout or onStderr its output is heard while it runs. */
+  async exec(command: Command, options: ExecOptions = {}): Promise<ExecResult> {
+    return runCommand(this.#http, this.id, command, options)
+  }
+
+  /** Starts a process and comes back at once. */
+  async start(command: Command, options: StartOptions = {}): Promise<SandboxProcess> {
+    return startProcess(this.#http, this.id, command, options)
+  }
+
+  /** Goes on with a process that was started before, here or elsewhere. Output since then is kept up to a bound. */
+  async attach(pid: number, options: AttachOptions = {}): Promise<SandboxProcess> {
+    return attachProcess(this.#http, this.id, pid, options)
+  }
+
+  /** Opens a terminal with a login shell, or another command, in it. It ends with the connection, as a terminal does. */
+  async terminal(options: TerminalOptions): Promise<SandboxTerminal> {
+    return openTerminal(this.#http, this.id, options)
+  }
+
+  /** Stops its processes where they are. The next call wakes it. */
+  async pause(options: CallOptions = {}): Promise<SandboxItem> {
+    return this.#change('POST', '/pause', undefined, options)
+  }
+
+  async resume(options: CallOptions = {}): Promise<SandboxItem> {
+    return this.#change('POST', '/resume', undefined, options)
+  }
+
+  /** Ends it and keeps its record. */
+  async stop(options: CallOptions = {}): Promise<SandboxItem> {
+    return this.#change('POST', '/stop', undefined, options)
+  }
+
+  /** Changes ports, time limits or metadata; what is left out stays as it is. */
+  async update(change: SandboxUpdate, options: CallOptions = {}): Promise<SandboxItem> {
+    return this.#change('PATCH', '', change, options)
+  }
+
+  async stats(options: CallOptions = {}): Promise<SandboxStats> {
+    return itemOf<SandboxStats>(await this.#http.json({ method: 'GET', path: `${pathOf(this.id)}/stats`, signal: options.signal }))
+  }
+
+  /** Ends it, from whatever state, and forgets it. */
+  async delete(options: CallOptions = {}): Promise<void> {
+    await this.#http.send({ method: 'DELETE', path: pathOf(this.id), signal: options.signal, patient: true }, isOk)
+  }
+
+  /** Where the server leads to a port inside. The port must be listed: `create({ ports })`, `update({ ports })`. */
+  url(port: number): string {
+    return `${this.#http.url}${pathOf(this.id)}/ports/${port}/`
+  }
+
+  /** What JSON.stringify shows. */
+  toJSON(): SandboxItem {
+    return this.item
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    try {
+      await this.delete()
+    } catch (error) {
+      if (!(error instanceof ThawError && error.code === 'sandbox_not_found')) throw error
+    }
+  }
+
+  async #change(method: 'GET' | 'POST' | 'PATCH', action: string, json: object | undefined, { signal }: CallOptions): Promise<SandboxItem> {
+    const body = json === undefined ? {} : { json }
+    this.item = itemOf<SandboxItem>(
+      await this.#http.json({ method, path: `${pathOf(this.id)}${action}`, signal, patient: method !== 'GET', ...body }),
+    )
+    return this.item
+  }
+}
+
+export function pathOf(idOrName: string): string {
+  return `/v1/sandboxes/${encodeURIComponent(idOrName)}`
+}
