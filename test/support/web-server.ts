@@ -7,7 +7,7 @@ const source = `
 import { createServer } from 'node:http'
 import { WebSocketServer } from 'ws'
 
-const state = { connections: 0, hanging: 0, aborted: 0, written: 0, sockets: 0 }
+const state = { connections: 0, hanging: 0, aborted: 0, written: 0, sockets: 0, closes: [], sent: 0 }
 const waiting = []
 const chunk = Buffer.alloc(64 * 1024, 'thaw')
 
@@ -71,12 +71,26 @@ server.on('upgrade', (request, socket, head) => {
     state.sockets++
     opened.send(JSON.stringify({ invocation: request.headers['thaw-invocation-id'], protocol: request.headers['sec-websocket-version'] }))
     opened.on('message', (data, binary) => {
-      if (!binary && data.toString() === 'exit') process.exit(4)
+      const [word, size] = binary ? [] : data.toString().split(' ')
+      if (word === 'exit') process.exit(4)
+      if (word === 'large') return opened.send(Buffer.alloc(Number(size)))
+      // Without compression, which would make the sizes meaningless: this server offers none.
+      if (word === 'flood') return flood(opened)
+      if (word === 'pause') return socket.pause()
       opened.send(data, { binary })
     })
-    opened.on('close', () => state.sockets--)
+    opened.on('close', (code) => {
+      state.sockets--
+      state.closes.push(code)
+    })
   })
 })
+// Sends for as long as somebody takes it.
+function flood(opened) {
+  if (opened.readyState !== 1) return
+  state.sent += chunk.length
+  opened.send(chunk, () => flood(opened))
+}
 server.listen(Number(process.env.PORT), () => console.log('listening'))
 `
 

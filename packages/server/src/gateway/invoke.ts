@@ -12,6 +12,7 @@ import { answerHeaders, functionHeaders, hopByHop } from './headers.ts'
 import { idempotencyKeyOf, invokeOnce } from './idempotency.ts'
 import { WebProxy } from './proxy.ts'
 import { type ErrorReport, respondError, respondRunError } from './respond.ts'
+import type { TunnelLimits } from './upgrade.ts'
 
 /** What the invoke paths need of control. */
 export interface InvokeParts extends ErrorReport {
@@ -20,8 +21,7 @@ export interface InvokeParts extends ErrorReport {
   borrow(version: Version, request: RunRequest, borrower: Borrower): Loan
   idempotency: Idempotency
   maxPayloadBytes: number
-  /** How long a WebSocket may be silent. */
-  websocketIdleMs: number
+  websocket: TunnelLimits
 }
 
 /**

@@ -6,11 +6,11 @@ import type { RunRequest } from '../control/run.ts'
 import type { Version } from '../control/version.ts'
 import { Exchange } from './exchange.ts'
 import type { ErrorReport } from './respond.ts'
-import { Tunnel } from './upgrade.ts'
+import { Tunnel, type TunnelLimits } from './upgrade.ts'
 
 export interface ProxyParts extends ErrorReport {
   borrow(version: Version, request: RunRequest, borrower: Borrower): Loan
-  websocketIdleMs: number
+  websocket: TunnelLimits
 }
 
 /** Where a request goes, as the web server sees it. */
@@ -66,7 +66,7 @@ export class WebProxy {
   upgrade(version: Version, target: Target, request: IncomingMessage, response: ServerResponse, socket: Duplex, head: Buffer): void {
     this.#sockets.add(socket)
     socket.once('close', () => this.#sockets.delete(socket))
-    const tunnel = new Tunnel(socket, head, this.#parts.websocketIdleMs)
+    const tunnel = new Tunnel(socket, head, this.#parts.websocket)
     const exchange = new Exchange(version.functionName, target, request, response, this.#parts, tunnel)
     const loan = this.#parts.borrow(
       version,

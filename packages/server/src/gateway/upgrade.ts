@@ -4,6 +4,7 @@ import type { Duplex } from 'node:stream'
 import { type ThawError, toThawError } from '@thaw/protocol'
 import type { Loan } from '../control/loan.ts'
 import { answerHeaders, checkHeader, endToEnd } from './headers.ts'
+import { joinWebSocket, type WebSocketLimits } from './websocket-join.ts'
 
 /** An answer on a connection that left HTTP because of its Upgrade header; the connection ends behind it. */
 export function answerUpgrade(request: IncomingMessage, socket: Duplex): ServerResponse {
@@ -16,20 +17,25 @@ export function answerUpgrade(request: IncomingMessage, socket: Duplex): ServerR
   return response
 }
 
-/** A connection that client and function use as they like (WebSocket): bytes pass both ways, unread. */
+export interface TunnelLimits extends WebSocketLimits {
+  /** How long there may be no byte in either direction. */
+  idleMs: number
+}
+
+/** A connection on which client and function speak WebSocket: frames pass both ways as they are. */
 export class Tunnel {
   /** Both ends are connected. */
   joined = false
   readonly #client: Duplex
   readonly #early: Buffer
-  readonly #idleMs: number
+  readonly #limits: TunnelLimits
   #function: Duplex | undefined
 
   /** `early`: what the client sent behind its request. */
-  constructor(client: Duplex, early: Buffer, idleMs: number) {
+  constructor(client: Duplex, early: Buffer, limits: TunnelLimits) {
     this.#client = client
     this.#early = early
-    this.#idleMs = idleMs
+    this.#limits = limits
   }
 
   destroy(): void {
@@ -54,20 +60,17 @@ export class Tunnel {
     loan.last()
     response.detachSocket(client)
     client.write(text, 'latin1')
-    if (head.length > 0) client.write(head)
-    if (this.#early.length > 0) stream.write(this.#early)
     // All bytes of both directions pass the client's end, so it knows how long there were none.
-    client.setTimeout(this.#idleMs, () => this.destroy())
+    client.setTimeout(this.#limits.idleMs, () => this.destroy())
     stream.on('error', () => stream.destroy())
-    client.pipe(stream)
-    stream.pipe(client)
+    const joined = joinWebSocket({ stream: client, early: this.#early }, { stream, early: head }, this.#limits)
     let functionFirst = false
     stream.once('close', () => {
       functionFirst = !client.destroyed
-      client.destroySoon()
+      if (!joined.isClosing) client.destroySoon()
     })
     client.once('close', () => {
-      stream.destroy()
+      if (!joined.isClosing) stream.destroy()
       loan.counted(client.bytesRead, client.bytesWritten)
       if (functionFirst) loan.hungUp()
       else loan.complete()
