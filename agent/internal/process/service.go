@@ -310,8 +310,9 @@ func (s *Service) sendSignal(_ context.Context, _ *http.Request, req *sendSignal
 		return nil, err
 	}
 	wanted := syscall.Signal(req.Signal)
-	if wanted != syscall.SIGTERM && wanted != syscall.SIGKILL {
-		return nil, connect.Errorf(connect.InvalidArgument, "the signal must be SIGNAL_SIGTERM or SIGNAL_SIGKILL")
+	// envd knows these two by name; for a group every signal of POSIX can be given by its number.
+	if wanted != syscall.SIGTERM && wanted != syscall.SIGKILL && (!req.Group || wanted < 1 || wanted > 31) {
+		return nil, connect.Errorf(connect.InvalidArgument, "the signal must be SIGNAL_SIGTERM or SIGNAL_SIGKILL, or for a group a number from 1 to 31")
 	}
 	return &empty{}, s.Manager.Signal(p, wanted, req.Group)
 }
