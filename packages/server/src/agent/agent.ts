@@ -20,7 +20,8 @@ export interface AgentInit {
 /** One event of a process, as the agent words it (process.Process). Bytes are base64. */
 export interface ProcessEvent {
   event?: {
-    start?: { pid: number }
+    /** `offset`: how much of each channel came before. */
+    start?: { pid: number; offset?: { stdout?: number; stderr?: number; pty?: number } }
     data?: { stdout?: string; stderr?: string; pty?: string }
     end?: { exitCode?: number; exited?: boolean; status?: string; error?: string }
     keepalive?: object

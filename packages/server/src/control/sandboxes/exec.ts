@@ -1,5 +1,7 @@
 import { type ExecRequestParsed, type ExecResult, maxOutputBytes, ThawError } from '@thaw/protocol'
 import type { AgentClient, ProcessEvent, ProcessStart } from '../../agent/agent.ts'
+import { followProcess } from './follow.ts'
+import type { Lease } from './live-sandbox.ts'
 import { argvOf } from './sandbox-starter.ts'
 
 const stdinPieceBytes = 1024 * 1024
@@ -7,7 +9,7 @@ const stdinPieceBytes = 1024 * 1024
 const killedMs = 5000
 
 /** Runs a command to its end. That it fails is a result; `timed_out` says that it was killed because its time was over. */
-export async function runCommand(agent: AgentClient, request: ExecRequestParsed, signal?: AbortSignal): Promise<ExecResult> {
+export async function runCommand(lease: Lease, request: ExecRequestParsed, signal?: AbortSignal): Promise<ExecResult> {
   const started = performance.now()
   const [cmd, ...args] = argvOf(request.command) as [string, ...string[]]
   const stdin = request.stdin === undefined ? null : Buffer.from(request.stdin, request.encoding)
@@ -20,7 +22,7 @@ export async function runCommand(agent: AgentClient, request: ExecRequestParsed,
   let pid: number | undefined
   let timedOut = false
   const kill = () => {
-    if (pid !== undefined) void killProcess(agent, pid).catch(() => undefined)
+    if (pid !== undefined) void killProcess(lease.agent, pid).catch(() => undefined)
     // What does not even die is left alone: its stream is given up.
     setTimeout(() => over.abort(new ThawError('sandbox_unavailable', 'The process does not end.')), killedMs).unref()
   }
@@ -30,13 +32,13 @@ export async function runCommand(agent: AgentClient, request: ExecRequestParsed,
   }, request.timeout_ms)
   signal?.addEventListener('abort', kill, { once: true })
   try {
-    const events = agent.stream<ProcessEvent>('process.Process/Start', start, { user: request.user, signal: over.signal })
+    const events = followProcess(lease, start, { user: request.user, signal: over.signal })
     let end: NonNullable<ProcessEvent['event']>['end']
     for await (const { event } of events) {
       if (event?.start !== undefined) {
         pid = event.start.pid
         if (timedOut || signal?.aborted === true) kill()
-        if (stdin !== null) feed(agent, pid, stdin).catch(() => undefined)
+        if (stdin !== null) feed(lease.agent, pid, stdin).catch(() => undefined)
       }
       if (event?.data !== undefined) output.add(event.data)
       if (event?.end !== undefined) end = event.end

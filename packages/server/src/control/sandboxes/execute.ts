@@ -58,7 +58,7 @@ export class Executor {
         body,
       )
     }
-    return runCommand(lease.agent, request, signal)
+    return runCommand(lease, request, signal)
   }
 }
 

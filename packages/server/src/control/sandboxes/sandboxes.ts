@@ -115,7 +115,7 @@ export class Sandboxes {
   /** Runs a command to its end; wakes the sandbox for it. */
   async exec(caller: Caller, idOrName: string, request: ExecRequestParsed, signal: AbortSignal): Promise<ExecResult> {
     using lease = await this.use(caller, idOrName)
-    return await runCommand(lease.agent, request, signal)
+    return await runCommand(lease, request, signal)
   }
 
   async pause(caller: Caller, idOrName: string): Promise<SandboxItem> {

@@ -1,0 +1,89 @@
+import { ThawError } from '@thaw/protocol'
+import type { ProcessEvent, ProcessStart } from '../../agent/agent.ts'
+import type { Lease } from './live-sandbox.ts'
+
+export interface FollowOptions {
+  user?: string | undefined
+  /** Gives the process up; it runs on. */
+  signal?: AbortSignal | undefined
+}
+
+/** How long a sandbox may stand still, as for a snapshot, before whoever waits for it is told. */
+const stillMs = 120_000
+const firstPauseMs = 5
+const longestPauseMs = 200
+
+type Channel = 'stdout' | 'stderr' | 'pty'
+
+/**
+ * Starts a process, or attaches to one, and tells all that happens to it until it ends. The stream to the agent breaks off when
+ * the sandbox is snapshotted: then it is taken up again where it was, and nothing is lost. Leaving the iteration leaves the
+ * process running.
+ */
+export async function* followProcess(
+  lease: Lease,
+  what: ProcessStart | { pid: number },
+  options: FollowOptions = {},
+): AsyncGenerator<ProcessEvent> {
+  const received: Record<Channel, number> = { stdout: 0, stderr: 0, pty: 0 }
+  let pid: number | undefined
+  let told = false
+  let stream = open(lease, what, options)
+  let brokenSince: number | undefined
+  let pauseMs = firstPauseMs
+  for (;;) {
+    try {
+      for await (const message of stream) {
+        brokenSince = undefined
+        pauseMs = firstPauseMs
+        const { start, data, end } = message.event ?? {}
+        if (start !== undefined) {
+          pid = start.pid
+          // Of a process that was joined: what it printed before is not counted.
+          if (!told) for (const name of channels) received[name] = start.offset?.[name] ?? 0
+          if (told) continue
+          told = true
+        }
+        if (data !== undefined) for (const name of channels) received[name] += decodedBytes(data[name])
+        yield message
+        if (end !== undefined) return
+      }
+      return
+    } catch (error) {
+      brokenSince ??= performance.now()
+      const { sandbox } = lease
+      const again =
+        pid !== undefined &&
+        error instanceof ThawError &&
+        error.code === 'sandbox_unavailable' &&
+        sandbox.row.ended_at === null &&
+        options.signal?.aborted !== true &&
+        performance.now() - brokenSince < stillMs
+      if (!again) throw error
+    }
+    await new Promise((resolve) => setTimeout(resolve, pauseMs))
+    pauseMs = Math.min(pauseMs * 2, longestPauseMs)
+    stream = open(lease, { pid: pid as number }, options, received)
+  }
+}
+
+const channels = ['stdout', 'stderr', 'pty'] as const
+
+async function* open(
+  lease: Lease,
+  what: ProcessStart | { pid: number },
+  options: FollowOptions,
+  offset?: Record<Channel, number>,
+): AsyncGenerator<ProcessEvent> {
+  if ('pid' in what) {
+    const message = { process: { pid: what.pid }, ...(offset === undefined ? {} : { offset }) }
+    yield* lease.agent.stream<ProcessEvent>('process.Process/Connect', message, options)
+  } else yield* lease.agent.stream<ProcessEvent>('process.Process/Start', what, options)
+}
+
+/** Length of what base64 text stands for. */
+function decodedBytes(text: string | undefined): number {
+  if (text === undefined) return 0
+  const padding = text.endsWith('==') ? 2 : text.endsWith('=') ? 1 : 0
+  return (text.length / 4) * 3 - padding
+}
