@@ -1,5 +1,5 @@
-import { existsSync, readdirSync, readFileSync, rmdirSync, writeFileSync } from 'node:fs'
-import { join } from 'node:path'
+import { existsSync, mkdirSync, readdirSync, readFileSync, rmdirSync, writeFileSync } from 'node:fs'
+import { dirname, join } from 'node:path'
 import { type Resources, ThawError } from '@thaw/protocol'
 import { waitUntil } from '../processes.ts'
 
@@ -20,10 +20,16 @@ export interface Cgroups {
   /** Stops all processes of the group, or lets them go on. Resolves when it holds for every one. */
   freeze(path: string, frozen: boolean): Promise<void>
   frozen(path: string): boolean
+  /** The folder that holds the switch to do that with, and what a shell writes where to let them go on. */
+  freezer(path: string): { folder: string; file: string; thawed: string }
   /** Names of the groups right below `path`. */
   children(path: string): string[]
   /** Sets the limits of the group. Throws when it holds more than it is to have. */
   limit(path: string, resources: Resources): void
+  /** Makes a group without limits; what is above it, too. */
+  create(path: string): void
+  /** Files to which a process writes 0 to move into the group. */
+  entrances(path: string): string[]
   /** Removes the group, which must have no processes, and what is below it. */
   remove(path: string): void
   /** Whether memory and swap can be limited together. */
@@ -34,6 +40,10 @@ export interface Cgroups {
 
 const needed = ['memory', 'pids', 'cpu']
 const mib = 1024 * 1024
+/** What OCI runtimes let containers use, in the words of the v1 controller; the mknod of `c *:* m` needs a capability that none has. */
+const allowedDevices = [
+  'c *:* m', 'b *:* m', 'c 1:3 rwm', 'c 1:5 rwm', 'c 1:7 rwm', 'c 1:8 rwm', 'c 1:9 rwm', 'c 5:0 rwm', 'c 5:2 rwm', 'c 136:* rwm',
+] // biome-ignore format: one glance
 /** Microseconds in which a group may run for its quota. */
 export const cpuPeriod = 100_000
 
@@ -116,6 +126,7 @@ function v2(root: string): Cgroups {
       writeFileSync(join(root, path, 'cgroup.freeze'), frozen ? '1' : '0')
       await settled(path, () => readKey(join(root, path, 'cgroup.events'), 'frozen') === (frozen ? 1 : 0))
     },
+    freezer: (path) => ({ folder: join(root, path), file: join(root, path, 'cgroup.freeze'), thawed: '0' }),
     frozen: (path) => readKey(join(root, path, 'cgroup.events'), 'frozen') === 1,
     children: (path) => subfolders(join(root, path)),
     limit: (path, { memory_mib, pids, cpus }) => {
@@ -125,6 +136,18 @@ function v2(root: string): Cgroups {
       write('pids.max', String(pids))
       write('cpu.max', `${cpuQuota(cpus)} ${cpuPeriod}`)
     },
+    create: (path) => {
+      const parents: string[] = []
+      for (let parent = dirname(path); parent.length > 1; parent = dirname(parent)) parents.unshift(parent)
+      for (const parent of ['', ...parents]) {
+        mkdirSync(join(root, parent), { recursive: true })
+        const control = join(root, parent, 'cgroup.subtree_control')
+        const enabled = readFileSync(control, 'latin1').trim().split(/\s+/)
+        for (const name of needed) if (!enabled.includes(name) && controllers.includes(name)) writeFileSync(control, `+${name}`)
+      }
+      mkdirSync(join(root, path))
+    },
+    entrances: (path) => [join(root, path, 'cgroup.procs')],
     remove: (path) => removeTree(join(root, path)),
     swapLimit: true,
     missing: needed.filter((name) => !controllers.includes(name)),
@@ -134,6 +157,8 @@ function v2(root: string): Cgroups {
 function v1(root: string): Cgroups {
   const trees = subfolders(root)
   const memory = join(root, 'memory')
+  // Not cpuset: a group of it takes nobody in before its processors and memory nodes are listed, and nothing is limited by it.
+  const joined = trees.filter((tree) => tree !== 'cpuset')
   return {
     version: 1,
     memoryBytes: (path) => readNumber(join(memory, path, 'memory.usage_in_bytes')),
@@ -152,6 +177,7 @@ function v1(root: string): Cgroups {
         return readFileSync(file, 'latin1').trim() === wanted
       })
     },
+    freezer: (path) => ({ folder: join(root, 'freezer', path), file: join(root, 'freezer', path, 'freezer.state'), thawed: 'THAWED' }),
     frozen: (path) => readText(join(root, 'freezer', path, 'freezer.state')) !== 'THAWED',
     children: (path) => [...new Set(trees.flatMap((tree) => subfolders(join(root, tree, path))))],
     limit: (path, { memory_mib, pids, cpus }) => {
@@ -165,6 +191,13 @@ function v1(root: string): Cgroups {
       writeFileSync(join(root, 'pids', path, 'pids.max'), String(pids))
       writeFileSync(join(root, 'cpu', path, 'cpu.cfs_quota_us'), String(cpuQuota(cpus)))
     },
+    create: (path) => {
+      for (const tree of joined) mkdirSync(join(root, tree, path), { recursive: true })
+      if (!joined.includes('devices')) return
+      writeFileSync(join(root, 'devices', path, 'devices.deny'), 'a')
+      for (const rule of allowedDevices) writeFileSync(join(root, 'devices', path, 'devices.allow'), rule)
+    },
+    entrances: (path) => joined.map((tree) => join(root, tree, path, 'cgroup.procs')),
     remove: (path) => {
       for (const tree of trees) removeTree(join(root, tree, path))
     },

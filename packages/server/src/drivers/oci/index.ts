@@ -1,20 +1,38 @@
-import { spawn } from 'node:child_process'
 import { createHash } from 'node:crypto'
 import { chownSync, existsSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import type { Duplex } from 'node:stream'
-import { type Probe, ThawError } from '@thaw/protocol'
+import { type Abilities, type Probe, ThawError } from '@thaw/protocol'
 import { runCommand } from '../command.ts'
-import type { BindSpec, CreateSpec, Driver, Exit, Handle, ImageSource, Port, Prepared, SandboxStatus } from '../driver.ts'
-import { idShift, socketNames } from '../driver.ts'
+import type {
+  BindSpec,
+  CreateSpec,
+  Driver,
+  Exit,
+  Handle,
+  ImageSource,
+  Port,
+  Prepared,
+  SandboxStatus,
+  SnapshotResult,
+  SnapshotSource,
+  SnapshotTarget,
+} from '../driver.ts'
+import { idShift, insidePaths, socketNames } from '../driver.ts'
 import { linkTree } from '../link-tree.ts'
-import { findProcesses, identify, isAlive, type ProcessIdentity, signalProcess, waitUntil, whenEnded } from '../processes.ts'
+import { findProcesses, isAlive, type ProcessIdentity, signalProcess, waitUntil, whenEnded } from '../processes.ts'
 import { connectUnixSocket, waitForName } from '../socket.ts'
 import { startWithin } from '../starting.ts'
 import { type Cgroups, openCgroups } from './cgroup.ts'
 import { ociConfig } from './config.ts'
+import { quote } from './criu.ts'
+import { defaultEngine, isEngineOf, rememberProcess, type Started, startContainer } from './engine.ts'
+import { makeLayer, overlayOptions } from './layer.ts'
 import { EgressNetwork, type Made } from './network.ts'
+import { closeWriteEnds, dropPipes, type OutputPipes, type PipeNames, PipeSource, pipeNames, readOutput } from './pipes.ts'
 import { hardNofileLimit, probeOci } from './probe.ts'
+import { parseState, restore } from './restore.ts'
+import { MemorySnapshots, takeSnapshot } from './snapshot.ts'
 
 export interface OciOptions {
   /** Everything of this driver lies below it. */
@@ -22,9 +40,6 @@ export interface OciOptions {
   /** The OCI runtime. Default: runc, or crun where only that is installed. */
   engine?: 'runc' | 'crun'
 }
-
-/** Where system programs lie; the PATH of whoever starts the server need not have all of it. */
-const enginePath = ['/usr/local/sbin', '/usr/local/bin', '/usr/sbin', '/usr/bin', '/sbin', '/bin']
 
 /** What this process knows of a sandbox that it started itself. */
 interface Running {
@@ -42,25 +57,27 @@ interface Running {
  */
 export class OciDriver implements Driver {
   readonly kind = 'oci'
-  readonly abilities = { isolation: 'container', pause: true, snapshot: 'none' } as const
+  readonly #memory: MemorySnapshots
   readonly #engine: string
   readonly #sandboxesDir: string
   readonly #stateDir: string
   readonly #cgroupBase: string
   readonly #cgroups: Cgroups
   readonly #network: EgressNetwork
+  readonly #pipes = new PipeSource()
   readonly #maxNofile = hardNofileLimit()
   readonly #running = new Map<string, Running>()
   readonly #destroying = new Map<string, Promise<void>>()
   #probe: Promise<Probe> | undefined
 
   constructor(options: OciOptions) {
-    this.#engine = options.engine ?? (!isInstalled('runc') && isInstalled('crun') ? 'crun' : 'runc')
+    this.#engine = options.engine ?? defaultEngine()
     this.#sandboxesDir = join(options.dataDir, 'oci', 'sandboxes')
     this.#stateDir = join(options.dataDir, 'oci', 'state')
     this.#cgroupBase = `/thaw/${createHash('sha256').update(options.dataDir).digest('hex').slice(0, 12)}`
     this.#cgroups = openCgroups()
     this.#network = new EgressNetwork(options.dataDir)
+    this.#memory = new MemorySnapshots(options.dataDir)
     this.#adoptNetworks()
   }
 
@@ -68,12 +85,14 @@ export class OciDriver implements Driver {
   #adoptNetworks(): void {
     if (!existsSync(this.#sandboxesDir)) return
     for (const id of readdirSync(this.#sandboxesDir)) {
-      try {
-        this.#network.adopt(id, JSON.parse(readFileSync(join(this.#dir(id), 'network.json'), 'utf8')) as Made)
-      } catch {
-        // Without one, or the server ended while it was written: a namespace that nobody holds is found by its name.
-      }
+      const made = readJson<Made>(join(this.#dir(id), 'network.json'))
+      // Without one, or the server ended while it was written: a namespace that nobody holds is found by its name.
+      if (made !== null) this.#network.adopt(id, made)
     }
+  }
+
+  get abilities(): Abilities {
+    return { isolation: 'container', pause: true, snapshot: this.#memory.ruledOut ? 'filesystem' : 'memory' }
   }
 
   probe(): Promise<Probe> {
@@ -103,7 +122,6 @@ export class OciDriver implements Driver {
     mkdirSync(runDir, { mode: 0o700 })
     const owner = idShift + (spec.user === 'root' ? 0 : 1000)
     chownSync(runDir, owner, owner)
-    const rootfs = spec.root === 'writable' ? await this.#mountOverlay(dir, spec.image.image) : (spec.image.image.path as string)
     const mounts = [...spec.mounts]
     if (spec.slot !== undefined) {
       mkdirSync(join(dir, 'slot'), { mode: 0o755 })
@@ -117,8 +135,33 @@ export class OciDriver implements Driver {
       writeFileSync(join(dir, 'resolv.conf'), this.#network.resolvConf, { mode: 0o644 })
       mounts.push({ source: join(dir, 'resolv.conf'), target: '/etc/resolv.conf', readonly: true })
     }
+    if (spec.root === 'writable') await makeLayer(dir, spec.snapshot?.dir)
+
+    const failed = new AbortController()
+    const stop = AbortSignal.any([signal, failed.signal])
+    const ready = spec.ready === 'started' ? Promise.resolve() : waitForName(join(runDir, socketNames[spec.ready]), stop)
+    ready.catch(() => undefined)
+    // Without an agent the output goes on to us, through pipes, which a snapshot can hold.
+    const pipes = spec.ready === 'runtime' ? await this.#pipes.take(owner) : null
+    if (pipes !== null) writeFileSync(join(dir, 'pipes.json'), JSON.stringify(pipeNames(pipes)), { mode: 0o600 })
+    const start = { spec: { ...spec, mounts }, dir, runDir, netns, pipes, signal }
+    const started = spec.snapshot?.kind === 'memory' ? await this.#restore(start, spec.snapshot) : await this.#run(start)
+    const exit = this.#watchExit(spec.id, started.process, started.silent)
+    this.#running.set(spec.id, { process: started.process, exit })
+    // A first process that ends before it is ready will never be.
+    void exit.then((how) =>
+      failed.abort(
+        new ThawError('driver_failed', 'The first process of the sandbox ended before it was ready.', { details: { exit: how } }),
+      ),
+    )
+    await ready
+  }
+
+  async #run({ spec, dir, runDir, netns, pipes, signal }: Start): Promise<Started> {
+    const image = spec.image.image.path as string
+    const rootfs = spec.root === 'writable' ? join(dir, 'rootfs') : image
     const config = ociConfig({
-      spec: { ...spec, mounts },
+      spec,
       rootfs,
       runDir,
       netns,
@@ -127,92 +170,60 @@ export class OciDriver implements Driver {
       maxNofile: this.#maxNofile,
     })
     writeFileSync(join(dir, 'config.json'), JSON.stringify(config), { mode: 0o600 })
-    signal.throwIfAborted()
-
-    const failed = new AbortController()
-    const stop = AbortSignal.any([signal, failed.signal])
-    const ready = spec.ready === 'started' ? Promise.resolve() : waitForName(join(runDir, socketNames[spec.ready]), stop)
-    ready.catch(() => undefined)
-    const running = await this.#runEngine(spec, dir)
-    this.#running.set(spec.id, running)
-    // A first process that ends before it is ready will never be.
-    void running.exit.then((exit) =>
-      failed.abort(new ThawError('driver_failed', 'The first process of the sandbox ended before it was ready.', { details: { exit } })),
-    )
-    await ready
+    try {
+      if (spec.root === 'writable') await runCommand('mount', [...overlayOptions(dir, image), rootfs])
+      signal.throwIfAborted()
+    } catch (error) {
+      if (pipes !== null) dropPipes(pipes)
+      throw error
+    }
+    return startContainer({ engine: this.#engine, stateDir: this.#stateDir, dir, spec, pipes })
   }
 
-  /**
-   * A sandbox with a runtime is started detached: the engine goes away and costs nothing while the sandbox lives. Where the
-   * exit code of argv is what matters, the engine stays as its parent and hands the code on.
-   */
-  #runEngine(spec: CreateSpec, dir: string): Promise<Running> {
-    const detach = spec.ready !== 'started'
-    const silent = spec.ready === 'agent'
-    const pidFile = join(dir, 'pid')
-    // A session keyring of its own would count against the 200 keys that the kernel gives one user, and all sandboxes are one
-    // user to it. Code inside can reach no keyring: its system calls are refused.
-    const args = [
-      '--root',
-      this.#stateDir,
-      '--log',
-      join(dir, 'engine.log'),
-      'run',
-      '--no-new-keyring',
-      '--pid-file',
-      pidFile,
-      '--bundle',
-      dir,
-    ]
-    const child = spawn(this.#engine, [...args, ...(detach ? ['--detach'] : []), spec.id], {
-      // A pipe would end with the server, and could not be part of a snapshot.
-      stdio: silent ? 'ignore' : ['ignore', 'pipe', 'pipe'],
-    })
-    let lastError = ''
-    child.stdout?.on('data', (bytes: Buffer) => spec.onOutput?.('stdout', bytes))
-    child.stderr?.on('data', (bytes: Buffer) => {
-      if (lastError.length < 4096) lastError += bytes.toString('utf8')
-      spec.onOutput?.('stderr', bytes)
-    })
-    const closed = new Promise<Exit>((resolve) =>
-      child.once('close', (code, signal) => resolve({ code, signal, out_of_memory: this.#oomKilled(spec.id) })),
-    )
-    const started = (): Running => {
-      const first = identify(Number(readFileSync(pidFile, 'latin1')))
-      writeFileSync(join(dir, 'process.json'), JSON.stringify(first), { mode: 0o600 })
-      return { process: first, exit: detach ? this.#watchExit(spec.id, first, closed) : closed }
-    }
-    return new Promise((resolve, reject) => {
-      const gone = new AbortController()
-      child.once('error', (cause) =>
-        reject(new ThawError('driver_failed', `${this.#engine} cannot be started: ${cause.message}`, { cause })),
-      )
-      child.once('exit', (code) => {
-        gone.abort()
-        // Without --detach the code may be that of argv, which may have ended already: then it has been started.
-        if (code === 0 || (!detach && existsSync(pidFile))) resolve(started())
-        else {
-          const stderr = engineError(dir) ?? lastError.trim()
-          reject(startFailure(this.#engine, spec.argv[0] ?? '', stderr))
-        }
+  /** The limits come after: CRIU works inside the group, and what it needs is not the sandbox's. */
+  async #restore({ spec, dir, runDir, netns, pipes, signal }: Start, snapshot: SnapshotSource): Promise<Started> {
+    const silent = pipes === null ? Promise.resolve() : readOutput(pipes, (source, bytes) => spec.onOutput?.(source, bytes))
+    const cgroup = this.#cgroup(spec.id)
+    const image = spec.image.image.path as string
+    const rootfs = join(dir, 'rootfs')
+    const mountRoot = spec.root === 'writable' ? ['mount', ...overlayOptions(dir, image), rootfs] : ['mount', '--bind', image, rootfs]
+    try {
+      this.#cgroups.create(cgroup)
+      const pid = await restore({
+        criu: await this.#memory.engine(),
+        dir,
+        snapshotDir: snapshot.dir,
+        state: parseState(snapshot.state),
+        hostname: spec.id,
+        mountRoot: mountRoot.map(quote).join(' '),
+        rootfs,
+        given: new Map([
+          ...(spec.image.image.binds ?? []).map((mount) => [mount.target, mount.source] as const),
+          ...spec.mounts.map((mount) => [mount.target, mount.source] as const),
+          [insidePaths.runDir, runDir],
+        ]),
+        netns,
+        entrances: this.#cgroups.entrances(cgroup),
+        pipes,
+        signal,
       })
-      if (!detach) {
-        waitForName(pidFile, gone.signal).then(
-          () => resolve(started()),
-          () => undefined,
-        )
-      }
-    })
+      this.#cgroups.limit(cgroup, spec.resources)
+      const first = rememberProcess(dir)
+      if (first === null) throw new ThawError('snapshot_failed', `The sandbox ended right after it was restored (process ${pid}).`)
+      return { process: first, silent: silent.then(() => unknownExit) }
+    } finally {
+      if (pipes !== null) closeWriteEnds(pipes)
+    }
   }
 
   /**
    * The first process is not our child, so nobody tells us its exit code; but its output pipes are ours, and the
    * kernel closes them when the last process of the container is gone. A process may close them earlier by itself.
    */
-  async #watchExit(id: string, first: ProcessIdentity | null, outputClosed: Promise<unknown>): Promise<Exit> {
-    await outputClosed
-    if (first !== null) await whenEnded(first)
-    return { code: null, signal: null, out_of_memory: this.#oomKilled(id) }
+  async #watchExit(id: string, first: ProcessIdentity | null, silent: Started['silent']): Promise<Exit> {
+    const exit = await silent
+    if (exit.code === null && exit.signal === null && first !== null) await whenEnded(first)
+    return { ...exit, out_of_memory: this.#oomKilled(id) }
   }
 
   async bind(id: string, { code, resources }: BindSpec): Promise<void> {
@@ -243,6 +254,21 @@ export class OciDriver implements Driver {
     await this.#cgroups.freeze(this.#alive(id), false)
   }
 
+  async snapshot(id: string, target: SnapshotTarget): Promise<SnapshotResult> {
+    const cgroup = this.#alive(id)
+    const pid = this.#firstProcess(id)?.pid as number
+    const dir = this.#dir(id)
+    const upper = existsSync(join(dir, 'upper')) ? join(dir, 'upper') : undefined
+    return takeSnapshot(target, {
+      cgroups: this.#cgroups,
+      cgroup,
+      pid,
+      upper,
+      pipes: readJson<PipeNames>(join(dir, 'pipes.json')),
+      memory: this.#memory,
+    })
+  }
+
   /** The group of a sandbox that runs. */
   #alive(id: string): string {
     const first = this.#firstProcess(id)
@@ -261,7 +287,7 @@ export class OciDriver implements Driver {
   wait(id: string): Promise<Exit> {
     const running = this.#running.get(id)
     if (running !== undefined) return running.exit
-    return this.#watchExit(id, this.#firstProcess(id), Promise.resolve())
+    return this.#watchExit(id, this.#firstProcess(id), Promise.resolve(unknownExit))
   }
 
   dial(id: string, port: Port): Promise<Duplex> {
@@ -303,38 +329,18 @@ export class OciDriver implements Driver {
   }
 
   async close(): Promise<void> {
+    await this.#pipes.close()
     await this.#network.dropSpares()
     if ((await this.list()).length > 0) return
     await this.#network.close()
     if (existsSync('/sys/fs/cgroup')) this.#cgroups.remove(this.#cgroupBase)
   }
 
-  async #mountOverlay(dir: string, image: ImageSource): Promise<string> {
-    const rootfs = join(dir, 'rootfs')
-    for (const name of ['upper', 'work', 'rootfs']) {
-      mkdirSync(join(dir, name), { mode: 0o755 })
-      chownSync(join(dir, name), idShift, idShift)
-    }
-    await runCommand('mount', [
-      '-t',
-      'overlay',
-      'overlay',
-      '-o',
-      `lowerdir=${image.path},upperdir=${join(dir, 'upper')},workdir=${join(dir, 'work')},nodev,nosuid`,
-      rootfs,
-    ])
-    return rootfs
-  }
-
   #firstProcess(id: string): ProcessIdentity | null {
     const known = this.#running.get(id)?.process
     if (known !== undefined) return known
     // Of an earlier server, which wrote it down when it had started it.
-    try {
-      return JSON.parse(readFileSync(join(this.#dir(id), 'process.json'), 'utf8')) as ProcessIdentity
-    } catch {
-      return null
-    }
+    return readJson<ProcessIdentity>(join(this.#dir(id), 'process.json'))
   }
 
   #oomKilled(id: string): boolean {
@@ -350,6 +356,26 @@ export class OciDriver implements Driver {
   }
 }
 
+/** What the steps of a start hand on. */
+interface Start {
+  spec: CreateSpec
+  dir: string
+  runDir: string
+  netns: string | undefined
+  pipes: OutputPipes | null
+  signal: AbortSignal
+}
+
+const unknownExit = { code: null, signal: null }
+
+function readJson<T>(path: string): T | null {
+  try {
+    return JSON.parse(readFileSync(path, 'utf8')) as T
+  } catch {
+    return null
+  }
+}
+
 function killQuietly(pid: number): void {
   try {
     process.kill(pid, 'SIGKILL')
@@ -358,38 +384,9 @@ function killQuietly(pid: number): void {
   }
 }
 
-function isInstalled(program: string): boolean {
-  return enginePath.some((folder) => existsSync(join(folder, program)))
-}
-
-/** An image without the program that is to start is the image's fault, not the engine's. */
-function startFailure(engine: string, program: string, stderr: string): ThawError {
-  if (/executable file not found|exec: .*no such file or directory/.test(stderr)) {
-    return new ThawError('runtime_unsupported', `The image has no ${program}.`, { details: { stderr } })
-  }
-  return new ThawError('driver_failed', `${engine} could not start the container.`, { details: { stderr } })
-}
-
-function isEngineOf(pid: number, bundle: string): boolean {
-  try {
-    return readFileSync(`/proc/${pid}/cmdline`, 'utf8').split('\0').includes(bundle)
-  } catch {
-    return false
-  }
-}
-
 /** Lazily, where something still holds the mount: it goes away with its last user. */
 async function unmount(path: string): Promise<void> {
   const mounts = readFileSync('/proc/self/mountinfo', 'utf8')
   if (!mounts.includes(` ${path} `)) return
   await runCommand('umount', [path]).catch(() => runCommand('umount', ['--lazy', path]))
-}
-
-/** The runtime writes its own log; its last line says what went wrong. */
-function engineError(dir: string): string | null {
-  try {
-    return readFileSync(join(dir, 'engine.log'), 'utf8').trim().slice(-2000) || null
-  } catch {
-    return null
-  }
 }

@@ -1,0 +1,100 @@
+import { createHash } from 'node:crypto'
+import { existsSync, mkdirSync, readdirSync, readFileSync } from 'node:fs'
+import { release } from 'node:os'
+import { join } from 'node:path'
+import { runCommand } from '../command.ts'
+
+/** Where scripts/bootstrap.mjs puts CRIU, with the libraries that it needs. */
+const prefix = '/opt/thaw/criu'
+const systemFolders = ['/usr/local/sbin', '/usr/local/bin', '/usr/sbin', '/usr/bin']
+/** Older ones fail on kernels from 6 on, and cannot leave established TCP connections out. */
+const wantedMajor = 4
+
+/** A CRIU that was found: how it is called, and where its knowledge of this kernel is kept. */
+export interface Criu {
+  /** Program and first arguments. */
+  command: string[]
+  version: string
+  /**
+   * A folder with `criu.kdat`, to be mounted on /run where CRIU runs. CRIU asks the kernel some forty questions at every
+   * start (25 ms) unless it finds the answers there, and it writes them down only where /run is a tmpfs.
+   */
+  kernelFacts: string
+}
+
+/** Whether a CRIU is installed at all. Its version is looked at by `openCriu`. */
+export function criuInstalled(): boolean {
+  return candidates().length > 0
+}
+
+/** @returns what CRIU is here, or in words why there is none. */
+export async function openCriu(dataDir: string): Promise<Criu | string> {
+  let found = 'CRIU is not installed'
+  for (const command of candidates()) {
+    const version = await versionOf(command)
+    if (version === null) found = `${command[0]} does not start`
+    else if (Number(version.split('.')[0]) < wantedMajor) found = `CRIU ${version} is too old: ${wantedMajor}.0 or newer is needed`
+    else {
+      try {
+        return { command, version, kernelFacts: await gatherKernelFacts(dataDir, command, version) }
+      } catch (error) {
+        found = `CRIU does not work here: ${error instanceof Error ? error.message : String(error)}`
+      }
+    }
+  }
+  return found
+}
+
+/** What must be the same for a memory image to be restored. */
+export function fingerprint(criu: Criu): Record<string, string> {
+  const cpuinfo = readFileSync('/proc/cpuinfo', 'latin1')
+  const features = /^(?:flags|Features)\s*:(.*)$/m.exec(cpuinfo)?.[1]?.trim() ?? ''
+  return {
+    arch: process.arch,
+    kernel: release(),
+    cpu: createHash('sha256').update(features.split(/\s+/).sort().join(' ')).digest('hex').slice(0, 16),
+    criu: criu.version,
+  }
+}
+
+function candidates(): string[][] {
+  const libraries = existsSync(join(prefix, 'usr/lib'))
+    ? readdirSync(join(prefix, 'usr/lib'), { withFileTypes: true })
+        .filter((entry) => entry.isDirectory())
+        .map((entry) => join(prefix, 'usr/lib', entry.name))
+    : []
+  const own = libraries.flatMap((folder) => {
+    const loader = readdirSync(folder).find((name) => name.startsWith('ld-linux'))
+    return loader === undefined ? [] : [[join(folder, loader), '--library-path', folder, join(prefix, 'usr/sbin/criu')]]
+  })
+  return [...own, ...systemFolders.map((folder) => [join(folder, 'criu')])].filter((command) => existsSync(command.at(-1) as string))
+}
+
+async function versionOf(command: string[]): Promise<string | null> {
+  const [program = '', ...args] = command
+  const result = await runCommand(program, [...args, '--version'], { timeoutMs: 5_000 }).catch(() => null)
+  return /^Version: (\S+)/m.exec(result?.stdout ?? '')?.[1] ?? null
+}
+
+/** The answers hold until the next boot. CRIU is given a /run that it accepts, in a mount namespace that ends with it. */
+async function gatherKernelFacts(dataDir: string, command: string[], version: string): Promise<string> {
+  const boot = readFileSync('/proc/sys/kernel/random/boot_id', 'latin1').trim()
+  const folder = join(dataDir, 'oci', 'criu', `${boot}-${version}`)
+  const file = join(folder, 'criu.kdat')
+  if (existsSync(file)) return folder
+  mkdirSync(folder, { recursive: true, mode: 0o700 })
+  const script = `mount -t tmpfs tmpfs /run && "$@" check && cp /run/criu.kdat ${quote(`${file}.part`)} && mv ${quote(`${file}.part`)} ${quote(file)}`
+  await runCommand('unshare', ['--mount', 'sh', '-c', script, 'sh', ...command], { timeoutMs: 20_000 })
+  return folder
+}
+
+/** A word of the shell's. */
+export function quote(text: string): string {
+  return `'${text.replaceAll("'", `'\\''`)}'`
+}
+
+/** What a log of CRIU says went wrong, for details of an error. The rlimit line comes on every host without CAP_SYS_RESOURCE. */
+export function complaints(log: string): string {
+  const lines = log.split('\n').filter((line) => /Error|Warn/.test(line) && !/RLIMIT_NOFILE/.test(line))
+  return (lines.length > 0 ? lines : log.trim().split('\n').slice(-5)).join('\n').slice(-2000)
+}

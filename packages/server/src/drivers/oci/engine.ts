@@ -1,0 +1,115 @@
+import { spawn } from 'node:child_process'
+import { existsSync, readFileSync, writeFileSync } from 'node:fs'
+import { join } from 'node:path'
+import { ThawError } from '@thaw/protocol'
+import type { CreateSpec } from '../driver.ts'
+import { identify, type ProcessIdentity } from '../processes.ts'
+import { waitForName } from '../socket.ts'
+import { closeWriteEnds, type OutputPipes, readOutput } from './pipes.ts'
+
+/** Where system programs lie; the PATH of whoever starts the server need not have all of it. */
+const enginePath = ['/usr/local/sbin', '/usr/local/bin', '/usr/sbin', '/usr/bin', '/sbin', '/bin']
+
+/** runc, or crun where only that is installed. */
+export function defaultEngine(): 'runc' | 'crun' {
+  const installed = (program: string) => enginePath.some((folder) => existsSync(join(folder, program)))
+  return !installed('runc') && installed('crun') ? 'crun' : 'runc'
+}
+
+export interface EngineStart {
+  engine: string
+  stateDir: string
+  /** The bundle. */
+  dir: string
+  spec: CreateSpec
+  /** For what runs detached and has an output. */
+  pipes: OutputPipes | null
+}
+
+/** A first process, and what tells that it may have ended. */
+export interface Started {
+  process: ProcessIdentity | null
+  /** Resolves when nothing can come out of it any more; with its exit code where the engine waited for it. */
+  silent: Promise<{ code: number | null; signal: string | null }>
+}
+
+/**
+ * Starts the container of a bundle. One with a runtime or an agent is started detached: the engine goes away and costs nothing
+ * while the sandbox lives. Where the exit code of argv is what matters, the engine stays as its parent and hands the code on.
+ */
+export function startContainer({ engine, stateDir, dir, spec, pipes }: EngineStart): Promise<Started> {
+  const detach = spec.ready !== 'started'
+  const pidFile = join(dir, 'pid')
+  // A session keyring of its own would count against the 200 keys that the kernel gives one user, and all sandboxes are one
+  // user to it. Code inside can reach no keyring: its system calls are refused.
+  const args = ['--root', stateDir, '--log', join(dir, 'engine.log'), 'run', '--no-new-keyring', '--pid-file', pidFile, '--bundle', dir]
+  const child = spawn(engine, [...args, ...(detach ? ['--detach'] : []), spec.id], {
+    stdio: detach ? ['ignore', pipes?.stdout.write ?? 'ignore', pipes?.stderr.write ?? 'ignore'] : ['ignore', 'pipe', 'pipe'],
+  })
+  let lastError = ''
+  const onOutput = (source: 'stdout' | 'stderr', bytes: Buffer) => {
+    if (source === 'stderr' && lastError.length < 4096) lastError += bytes.toString('utf8')
+    spec.onOutput?.(source, bytes)
+  }
+  if (pipes !== null) closeWriteEnds(pipes)
+  child.stdout?.on('data', (bytes: Buffer) => onOutput('stdout', bytes))
+  child.stderr?.on('data', (bytes: Buffer) => onOutput('stderr', bytes))
+  const closed = new Promise<{ code: number | null; signal: string | null }>((resolve) =>
+    child.once('close', (code, signal) => resolve({ code, signal })),
+  )
+  const unknown = { code: null, signal: null }
+  const silent = !detach ? closed : pipes === null ? closed.then(() => unknown) : readOutput(pipes, onOutput).then(() => unknown)
+  const started = (): Started => ({ process: rememberProcess(dir), silent })
+  return new Promise((resolve, reject) => {
+    const gone = new AbortController()
+    child.once('error', (cause) => reject(new ThawError('driver_failed', `${engine} cannot be started: ${cause.message}`, { cause })))
+    child.once('exit', (code) => {
+      gone.abort()
+      // Without --detach the code may be that of argv, which may have ended already: then it has been started.
+      if (code === 0 || (!detach && existsSync(pidFile))) resolve(started())
+      else {
+        const stderr = engineError(dir) ?? lastError.trim()
+        reject(startFailure(engine, spec.argv[0] ?? '', stderr))
+      }
+    })
+    if (!detach) {
+      waitForName(pidFile, gone.signal).then(
+        () => resolve(started()),
+        () => undefined,
+      )
+    }
+  })
+}
+
+/** Writes down, for a later server, which process the engine started. */
+export function rememberProcess(dir: string): ProcessIdentity | null {
+  const first = identify(Number(readFileSync(join(dir, 'pid'), 'latin1')))
+  writeFileSync(join(dir, 'process.json'), JSON.stringify(first), { mode: 0o600 })
+  return first
+}
+
+/** Whether a process is an engine at work on a bundle. */
+export function isEngineOf(pid: number, bundle: string): boolean {
+  try {
+    return readFileSync(`/proc/${pid}/cmdline`, 'utf8').split('\0').includes(bundle)
+  } catch {
+    return false
+  }
+}
+
+/** An image without the program that is to start is the image's fault, not the engine's. */
+function startFailure(engine: string, program: string, stderr: string): ThawError {
+  if (/executable file not found|exec: .*no such file or directory/.test(stderr)) {
+    return new ThawError('runtime_unsupported', `The image has no ${program}.`, { details: { stderr } })
+  }
+  return new ThawError('driver_failed', `${engine} could not start the container.`, { details: { stderr } })
+}
+
+/** The runtime writes its own log; its last line says what went wrong. */
+function engineError(dir: string): string | null {
+  try {
+    return readFileSync(join(dir, 'engine.log'), 'utf8').trim().slice(-2000) || null
+  } catch {
+    return null
+  }
+}

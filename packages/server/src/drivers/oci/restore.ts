@@ -1,0 +1,203 @@
+import { spawn } from 'node:child_process'
+import { chownSync, closeSync, mkdirSync, openSync, readdirSync, readFileSync, statSync, writeFileSync } from 'node:fs'
+import { join } from 'node:path'
+import { ThawError } from '@thaw/protocol'
+import { z } from 'zod'
+import { idShift } from '../driver.ts'
+import { commonOptions, type MemoryState, ownImages, snapshotFolders } from './checkpoint.ts'
+import { type Criu, complaints, quote } from './criu.ts'
+import { sourcesOf } from './mounts.ts'
+import type { OutputPipes } from './pipes.ts'
+
+export interface RestoreInput {
+  criu: Criu
+  /** Folder of the new sandbox. */
+  dir: string
+  /** Folder of the snapshot. Nothing is written there. */
+  snapshotDir: string
+  state: MemoryState
+  hostname: string
+  /** Shell command that mounts the root file system at `rootfs`, in a mount namespace of its own. */
+  mountRoot: string
+  rootfs: string
+  /** Host paths by where they are inside. */
+  given: ReadonlyMap<string, string>
+  /** Path of a prepared network namespace; undefined: a new one with nothing but loopback. */
+  netns: string | undefined
+  /** Files to which a process writes 0 to enter the group. */
+  entrances: string[]
+  pipes: OutputPipes | null
+  signal: AbortSignal
+}
+
+const stateSchema = z.object({
+  version: z.literal(1),
+  mounts: z.array(
+    z.object({
+      target: z.string().startsWith('/'),
+      source: z.discriminatedUnion('kind', [
+        z.object({ kind: z.literal('given') }),
+        z.object({ kind: z.literal('device'), path: z.string().startsWith('/dev/') }),
+        z.object({ kind: z.literal('hidden') }),
+      ]),
+    }),
+  ),
+  pipes: z.object({ stdout: z.string(), stderr: z.string() }).nullable(),
+  files: z.record(z.string(), z.number()),
+  root: z.enum(['readonly', 'writable']),
+})
+
+/** What `checkpoint` handed out. Throws `snapshot_incompatible` for anything else. */
+export function parseState(state: unknown): MemoryState {
+  const parsed = stateSchema.safeParse(state)
+  if (!parsed.success) throw new ThawError('snapshot_incompatible', 'The snapshot was written by another version of thaw.')
+  return parsed.data
+}
+
+/** A hang is a fault: this long, and a second more for each 64 MiB of image. */
+const baseLimitMs = 10_000
+const bytesPerMs = (64 * 1024 * 1024) / 1000
+
+/**
+ * Lets the processes of a snapshot go on as another sandbox: with its mounts, network, host name, control group and pipes.
+ * Returns the first one's number on the host. Rejects with `snapshot_corrupt`, `snapshot_incompatible` or `snapshot_failed`;
+ * the caller then ends what is left in the group.
+ */
+export async function restore(input: RestoreInput): Promise<number> {
+  const { dir, state } = input
+  const kept = join(input.snapshotDir, snapshotFolders.memory)
+  const sizeBytes = checkFiles(kept, state)
+  const empty = join(dir, 'empty')
+  for (const folder of [join(dir, 'images'), empty, input.rootfs]) mkdirSync(folder, { recursive: true, mode: 0o700 })
+  ownImages(kept)
+  const renamed = renameHost(kept, dir, input.hostname)
+  const sources = sourcesOf(state.mounts, input.given, empty)
+  const log = openSync(join(dir, 'engine.log'), 'a', 0o600)
+  const limit = AbortSignal.timeout(Math.round(baseLimitMs + sizeBytes / bytesPerMs))
+  try {
+    const code = await run(
+      enterGroup(input, inside(input, kept, renamed, sources)),
+      input.pipes,
+      log,
+      AbortSignal.any([input.signal, limit]),
+    )
+    if (code !== 0) throw failure(dir, limit.aborted)
+  } finally {
+    closeSync(log)
+  }
+  input.signal.throwIfAborted()
+  return Number(readFileSync(join(dir, 'pid'), 'latin1'))
+}
+
+/** @returns bytes of all files. */
+function checkFiles(folder: string, state: MemoryState): number {
+  let total = 0
+  for (const [name, bytes] of Object.entries(state.files)) {
+    const found = statSync(join(folder, name), { throwIfNoEntry: false })?.size
+    if (found !== bytes)
+      throw new ThawError(
+        'snapshot_corrupt',
+        `${name} of the snapshot ${found === undefined ? 'is missing' : `has ${found} bytes instead of ${bytes}`}.`,
+      )
+    total += bytes
+  }
+  return total
+}
+
+/** The host name is one of the images, and a clone has its own from the first instruction on. Returns the image's name. */
+function renameHost(kept: string, dir: string, hostname: string): string {
+  const name = readdirSync(kept).find((candidate) => /^utsns-\d+\.img$/.test(candidate))
+  if (name === undefined) throw new ThawError('snapshot_corrupt', 'The image of the host name is missing.')
+  writeFileSync(join(dir, name), renamedHost(readFileSync(join(kept, name)), hostname), { mode: 0o600 })
+  chownSync(join(dir, name), idShift, idShift)
+  return name
+}
+
+/**
+ * The image of a UTS namespace (criu/images/utsns.proto): two magic numbers, the length of the message, and the message: field 1
+ * the node name, field 2 the domain name, which nobody uses.
+ */
+export function renamedHost(image: Buffer, hostname: string): Buffer {
+  const field = (number: number, text: string) =>
+    Buffer.concat([Buffer.from([(number << 3) | 2, Buffer.byteLength(text)]), Buffer.from(text)])
+  const message = Buffer.concat([field(1, hostname), field(2, '(none)')])
+  const length = Buffer.alloc(4)
+  length.writeUInt32LE(message.length)
+  return Buffer.concat([image.subarray(0, 8), length, message])
+}
+
+/** CRIU starts in the group, and so do the processes that it makes; its control group namespace begins there. */
+function enterGroup({ entrances, netns }: RestoreInput, script: string): string {
+  const network = netns === undefined ? '' : `nsenter --net=${quote(netns)} `
+  return `${entrances.map((file) => `echo 0 >${quote(file)}`).join(' && ')} || exit 1
+exec ${network}unshare --mount --cgroup ${netns === undefined ? '--net ' : ''}sh -c ${quote(script)}`
+}
+
+function inside(input: RestoreInput, kept: string, renamed: string, sources: ReadonlyMap<string, string>): string {
+  const { criu, dir, rootfs, netns, state, pipes } = input
+  const command = [
+    ...criu.command,
+    'restore',
+    ...['--images-dir', join(dir, 'images'), '--work-dir', dir, '--log-file', 'restore.log', '--pidfile', join(dir, 'pid')],
+    ...['--restore-detached', '--root', rootfs, ...commonOptions],
+    ...[...sources].flatMap(([target, path]) => ['--external', `mnt[${target}]:${path}`]),
+    ...(state.pipes === null || pipes === null
+      ? []
+      : ['--inherit-fd', `fd[3]:${state.pipes.stdout}`, '--inherit-fd', `fd[4]:${state.pipes.stderr}`]),
+  ]
+  // The network namespace is not that of the sandbox's user namespace, whose capability to listen on low ports is void in it.
+  return `set -e
+${netns === undefined ? 'ip link set lo up' : ''}
+echo 0 >/proc/sys/net/ipv4/ip_unprivileged_port_start
+mount --bind ${quote(criu.kernelFacts)} /run
+mount --bind ${quote(kept)} ${quote(join(dir, 'images'))}
+mount --bind ${quote(join(dir, renamed))} ${quote(join(dir, 'images', renamed))}
+${input.mountRoot}
+exec ${command.map(quote).join(' ')}`
+}
+
+function run(script: string, pipes: OutputPipes | null, log: number, signal: AbortSignal): Promise<number | null> {
+  return new Promise((resolve, reject) => {
+    const child = spawn('sh', ['-c', script], {
+      stdio: ['ignore', log, log, ...(pipes === null ? [] : [pipes.stdout.write, pipes.stderr.write])],
+      detached: true,
+    })
+    const kill = () => {
+      try {
+        if (child.pid !== undefined) process.kill(-child.pid, 'SIGKILL')
+      } catch {
+        // Ended at this moment.
+      }
+    }
+    signal.addEventListener('abort', kill, { once: true })
+    if (signal.aborted) kill()
+    child.once('error', (cause) => reject(new ThawError('snapshot_failed', `The shell cannot be started: ${cause.message}`, { cause })))
+    child.once('exit', (code) => {
+      signal.removeEventListener('abort', kill)
+      resolve(code)
+    })
+  })
+}
+
+/** What CRIU says when it cannot make sense of its images. */
+const damaged =
+  /(magic|Unexpected EOF|Can't parse|unpack|corrupt|Bad image|bad (pagemap|parent|entry)|too short|Can't read|No pages|size mismatch|Failed to load)/i
+/** What it says when the files or the machine are not those of the snapshot. */
+const foreign =
+  /(has bad (size|mode|build)|CPU capabilities|feature .* not supported|No such file or directory.*mnt|Can't open file .* on restore|File .* has bad)/i
+
+function failure(dir: string, timedOut: boolean): ThawError {
+  const read = (name: string) => {
+    try {
+      return readFileSync(join(dir, name), 'utf8')
+    } catch {
+      return ''
+    }
+  }
+  const log = complaints(`${read('engine.log')}\n${read('restore.log')}`)
+  const details = { log }
+  if (timedOut) return new ThawError('snapshot_corrupt', 'Restoring the snapshot did not end, so it was ended.', { details })
+  if (foreign.test(log)) return new ThawError('snapshot_incompatible', 'The snapshot does not fit the files of this sandbox.', { details })
+  if (damaged.test(log)) return new ThawError('snapshot_corrupt', undefined, { details })
+  return new ThawError('snapshot_failed', 'The snapshot could not be restored.', { details })
+}
