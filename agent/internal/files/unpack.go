@@ -3,6 +3,7 @@ package files
 import (
 	"archive/tar"
 	"bufio"
+	"bytes"
 	"compress/gzip"
 	"errors"
 	"io"
@@ -97,7 +98,8 @@ func unpackTo(source io.Reader, target string) error {
 // unpackInto relies on os.Root to stay inside, whatever names and links the archive holds; the checks before give
 // clear answers. target is where the files will lie in the end.
 func unpackInto(root *os.Root, source io.Reader, target string) error {
-	archive := tar.NewReader(source)
+	tail := &tailReader{Reader: source}
+	archive := tar.NewReader(tail)
 	type directory struct {
 		name   string
 		header *tar.Header
@@ -106,6 +108,9 @@ func unpackInto(root *os.Root, source io.Reader, target string) error {
 	links := map[string]bool{}
 	for count := 1; ; count++ {
 		header, err := archive.Next()
+		if errors.Is(err, io.EOF) && tail.zeros < endOfArchive {
+			err = io.ErrUnexpectedEOF
+		}
 		if errors.Is(err, io.EOF) {
 			break
 		}
@@ -261,6 +266,25 @@ func archiveError(err error) error {
 		return connect.Errorf(connect.InvalidArgument, "the archive is damaged or cut off: %v", err)
 	}
 	return err
+}
+
+// endOfArchive is a block of zeros. Package tar takes any end for the end, so that it would not notice a lost half.
+const endOfArchive = 512
+
+// tailReader counts the zeros at the end of what was read.
+type tailReader struct {
+	io.Reader
+	zeros int
+}
+
+func (t *tailReader) Read(buffer []byte) (int, error) {
+	n, err := t.Reader.Read(buffer)
+	rest := bytes.TrimRight(buffer[:n], "\x00")
+	if len(rest) > 0 {
+		t.zeros = 0
+	}
+	t.zeros += n - len(rest)
+	return n, err
 }
 
 // merge moves what lies in source into target.
