@@ -24,10 +24,17 @@ export async function startServer(flags: Record<string, unknown> = {}): Promise<
     thaw: new Thaw({ url: server.url }),
     dataDir,
     [Symbol.asyncDispose]: async () => {
+      await deleteSandboxes(server.url)
       await server.close()
       dir[Symbol.dispose]()
     },
   }
+}
+
+/** Sandboxes outlive their server, and are not to outlive their test. */
+async function deleteSandboxes(url: string): Promise<void> {
+  const { items } = (await (await fetch(`${url}/v1/sandboxes?limit=1000`)).json()) as { items?: { id: string }[] }
+  await Promise.all((items ?? []).map(({ id }) => fetch(`${url}/v1/sandboxes/${id}`, { method: 'DELETE' })))
 }
 
 export interface ChildServer extends AsyncDisposable {

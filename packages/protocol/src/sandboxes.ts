@@ -214,6 +214,7 @@ export const executeRequestSchema = z.strictObject({
   cache_ttl_ms: z.int().min(1).max(maxLifeMs).optional(),
   snapshot_id: z.string().max(64).optional().describe('mode checkpointed: go on from this snapshot'),
   branch_from: z.string().max(64).optional().describe('mode branched: a sandbox or a snapshot'),
+  keep: z.boolean().default(false).describe('mode branched: let the sandboxes of the branches live on'),
   branches: z
     .array(z.strictObject({ command: commandSchema, env: envSchema.default({}), stdin: z.string().optional() }))
     .min(1)

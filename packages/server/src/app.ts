@@ -216,6 +216,7 @@ export async function startApp(config: Config, onProgress: (line: string) => voi
       records: store.records,
       idempotency,
       sandboxes,
+      results: store.results,
       retention: {
         invocationsMs: config.retention.invocations_ms,
         logsMs: config.retention.logs_ms,
@@ -253,7 +254,12 @@ export async function startApp(config: Config, onProgress: (line: string) => voi
         secrets: new SecretCatalog(secrets, store.secrets, functions),
         sandboxes,
         snapshots,
-        executor: new Executor(sandboxes),
+        executor: new Executor({
+          sandboxes,
+          snapshots,
+          results: store.results,
+          imageDigest: async (request, signal) => (await sandboxStarter.plan(request, signal)).image.digest,
+        }),
         keys,
         idempotency,
         metrics,

@@ -1,4 +1,4 @@
-import type { RecordStore } from '../store/store.ts'
+import type { RecordStore, ResultStore } from '../store/store.ts'
 import type { Logger } from '../telemetry/log.ts'
 import type { Artifacts } from './artifacts.ts'
 import type { Drivers } from './drivers.ts'
@@ -47,6 +47,7 @@ export class Collector {
     records: RecordStore
     idempotency: Idempotency
     sandboxes: Sandboxes
+    results: ResultStore
     retention: Retention
     log: Logger
   }
@@ -60,6 +61,7 @@ export class Collector {
     records: RecordStore
     idempotency: Idempotency
     sandboxes: Sandboxes
+    results: ResultStore
     retention: Retention
     log: Logger
   }) {
@@ -85,6 +87,7 @@ export class Collector {
     await functions.collectCode()
     await this.#parts.idempotency.prune()
     await records.prune({ invocations: now - retention.invocationsMs, logs: now - retention.logsMs })
+    await this.#parts.results.prune(now)
     await sandboxes.prune(now - retention.sandboxesMs)
     await images.prune(retention.imagesMs)
   }

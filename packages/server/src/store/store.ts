@@ -27,6 +27,7 @@ export interface Store {
   readonly idempotency: IdempotencyStore
   readonly sandboxes: SandboxStore
   readonly snapshots: SnapshotStore
+  readonly results: ResultStore
   /** Flushes what is buffered and closes the file. */
   close(): Promise<void>
 }
@@ -309,4 +310,23 @@ export interface SnapshotStore {
   count(id: string, success: boolean, now: number): Promise<void>
   /** False when there was none. */
   delete(id: string): Promise<boolean>
+}
+
+/** The kept result of a command, by the hash of all that it depends on. */
+export interface ResultRow {
+  tenant: string
+  key: string
+  /** JSON. */
+  result: string
+  created_at: number
+  expires_at: number
+}
+
+export interface ResultStore {
+  /** Null also for one whose time is over. */
+  get(tenant: string, key: string, now: number): Promise<ResultRow | null>
+  /** In the place of an older one. */
+  put(row: ResultRow): Promise<void>
+  /** Removes those whose time is over. Returns how many. */
+  prune(now: number): Promise<number>
 }

@@ -15,6 +15,7 @@ import { lockDataDir } from './lock.ts'
 import { RecordBuffer } from './record-buffer.ts'
 import { RecordWriter } from './record-writer.ts'
 import { SqliteRecords } from './records.ts'
+import { SqliteResults } from './results.ts'
 import { SqliteSandboxes } from './sandboxes.ts'
 import { SqliteSecrets } from './secrets.ts'
 import { SqliteSnapshots } from './snapshots.ts'
@@ -91,6 +92,7 @@ export async function openStore(options: OpenOptions): Promise<Store> {
       idempotency: new SqliteIdempotency(queries, patience),
       sandboxes: new SqliteSandboxes(queries, patience),
       snapshots: new SqliteSnapshots(queries, patience),
+      results: new SqliteResults(queries, patience),
       close() {
         closing ??= closeAll()
         return closing

@@ -9,6 +9,7 @@ export interface Tables {
   idempotency: IdempotencyTable
   sandboxes: SandboxTable
   snapshots: SnapshotTable
+  results: ResultTable
   schema_migrations: MigrationTable
 }
 
@@ -144,6 +145,14 @@ export interface SnapshotTable {
   error: string | null
   created_at: number
   last_used_at: number | null
+}
+
+export interface ResultTable {
+  tenant: string
+  key: string
+  result: string
+  created_at: number
+  expires_at: number
 }
 
 export interface MigrationTable {
