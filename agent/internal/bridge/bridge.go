@@ -1,70 +1,32 @@
 // Package bridge carries any number of connections over one byte stream, such as the attached input and output of a
 // command in a container: HTTP/2 with prior knowledge, where each CONNECT is one connection.
+//
+// It works on frames, because net/http ends both directions of a stream with its handler: a connection could not go on
+// in one direction, and its last bytes would race with the reset.
 package bridge
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"net"
-	"net/http"
 	"net/url"
 	"os"
 	"strings"
-	"sync"
-	"time"
 
 	"thaw/agent/internal/server"
 )
 
-const (
-	streamWindowBytes     = 4 << 20
-	connectionWindowBytes = 64 << 20
-	maxStreams            = 4096
-)
-
 // Run serves stdin and stdout until stdin ends. The authority "agent" means the agent's own socket.
 func Run(socket string) error {
-	protocols := new(http.Protocols)
-	protocols.SetUnencryptedHTTP2(true)
-	web := &http.Server{
-		Handler:   handler(socket),
-		Protocols: protocols,
-		HTTP2: &http.HTTP2Config{
-			MaxConcurrentStreams:          maxStreams,
-			MaxReceiveBufferPerStream:     streamWindowBytes,
-			MaxReceiveBufferPerConnection: connectionWindowBytes,
-			MaxReadFrameSize:              1 << 20,
-		},
-	}
-	pipe := &pipe{closed: make(chan struct{})}
-	err := web.Serve(&once{conn: pipe})
-	if errors.Is(err, io.EOF) {
-		return nil
-	}
-	return err
-}
-
-func handler(socket string) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.Method != http.MethodConnect {
-			http.Error(w, "only CONNECT is served: :authority is 'agent', 'host:port' or 'unix:<percent-encoded path>'", http.StatusMethodNotAllowed)
-			return
-		}
-		network, address, err := target(socket, r.Host)
+	return newSession(os.Stdin, os.Stdout, func(authority string) (net.Conn, int, error) {
+		network, address, err := target(socket, authority)
 		if err != nil {
-			http.Error(w, err.Error(), http.StatusBadRequest)
-			return
+			return nil, 400, err
 		}
-		inner, err := server.Dial(r.Context(), network, []string{address})
-		if err != nil {
-			http.Error(w, err.Error(), http.StatusBadGateway)
-			return
-		}
-		defer inner.Close()
-		join(w, r, inner)
-	})
+		conn, err := server.Dial(context.Background(), network, []string{address})
+		return conn, 502, err
+	}).run()
 }
 
 func target(socket, authority string) (network, address string, err error) {
@@ -84,82 +46,43 @@ func target(socket, authority string) (network, address string, err error) {
 	return "tcp", authority, nil
 }
 
-// join copies both ways. The caller may end its direction first; the stream ends when the inner side does.
-func join(w http.ResponseWriter, r *http.Request, inner net.Conn) {
-	control := http.NewResponseController(w)
-	w.WriteHeader(http.StatusOK)
-	if control.Flush() != nil {
-		return
-	}
-	defer context.AfterFunc(r.Context(), func() { _ = inner.Close() })()
+// carry joins a stream and a connection. The end of each direction is passed on, and the other goes on.
+func carry(s *session, st *stream, conn net.Conn) {
+	defer conn.Close()
+	st.onReset(func() { _ = conn.Close() })
+	done := make(chan struct{})
 	go func() {
-		_, err := io.Copy(inner, r.Body)
-		if half, ok := inner.(interface{ CloseWrite() error }); ok && err == nil {
-			_ = half.CloseWrite()
+		defer close(done)
+		for {
+			data, err := st.receive()
+			if err != nil {
+				if half, ok := conn.(interface{ CloseWrite() error }); ok && err == io.EOF {
+					_ = half.CloseWrite()
+				}
+				return
+			}
+			if _, err := conn.Write(data); err != nil {
+				// Nobody takes more; what comes the other way is still delivered.
+				st.stopReceiving()
+				return
+			}
+			s.consumed(st, len(data))
+		}
+	}()
+	buffer := make([]byte, copyBytes)
+	for {
+		n, err := conn.Read(buffer)
+		if n > 0 && s.send(st, buffer[:n], false) != nil {
 			return
 		}
-		_ = inner.Close()
-	}()
-	_, _ = io.Copy(flusher{w, control}, inner)
-}
-
-// flusher sends each piece at once.
-type flusher struct {
-	io.Writer
-	control *http.ResponseController
-}
-
-func (f flusher) Write(data []byte) (int, error) {
-	n, err := f.Writer.Write(data)
-	if err == nil {
-		err = f.control.Flush()
+		if err == io.EOF {
+			_ = s.send(st, nil, true)
+			break
+		}
+		if err != nil {
+			s.reset(st)
+			break
+		}
 	}
-	return n, err
+	<-done
 }
-
-// once is a listener with one connection; it ends with it.
-type once struct {
-	conn *pipe
-	gone bool
-}
-
-func (o *once) Accept() (net.Conn, error) {
-	if !o.gone {
-		o.gone = true
-		return o.conn, nil
-	}
-	<-o.conn.closed
-	return nil, io.EOF
-}
-
-func (o *once) Close() error   { return nil }
-func (o *once) Addr() net.Addr { return address{} }
-
-// pipe is stdin and stdout as a connection.
-type pipe struct {
-	closed chan struct{}
-	once   sync.Once
-}
-
-func (p *pipe) Read(buffer []byte) (int, error)  { return os.Stdin.Read(buffer) }
-func (p *pipe) Write(buffer []byte) (int, error) { return os.Stdout.Write(buffer) }
-
-func (p *pipe) Close() error {
-	p.once.Do(func() {
-		close(p.closed)
-		_ = os.Stdin.Close()
-		_ = os.Stdout.Close()
-	})
-	return nil
-}
-
-func (p *pipe) LocalAddr() net.Addr              { return address{} }
-func (p *pipe) RemoteAddr() net.Addr             { return address{} }
-func (p *pipe) SetDeadline(time.Time) error      { return nil }
-func (p *pipe) SetReadDeadline(time.Time) error  { return nil }
-func (p *pipe) SetWriteDeadline(time.Time) error { return nil }
-
-type address struct{}
-
-func (address) Network() string { return "stdio" }
-func (address) String() string  { return "stdio" }
