@@ -3,22 +3,61 @@ import { chmodSync, copyFileSync, existsSync, mkdirSync, readFileSync, statSync,
 import { join } from 'node:path'
 import { newId, ThawError } from '@thaw/protocol'
 import { afterAll, beforeAll, describe, expect, test } from 'vitest'
-import { type CreateSpec, type Driver, idShift, type Prepared } from '../../packages/server/src/drivers/driver.ts'
+import { DockerDriver } from '../../packages/server/src/drivers/docker/index.ts'
+import { type CreateSpec, type Driver, idShift, insidePaths, type Prepared } from '../../packages/server/src/drivers/driver.ts'
 import { OciDriver } from '../../packages/server/src/drivers/oci/index.ts'
 import { ProcessDriver } from '../../packages/server/src/drivers/process/index.ts'
 import { findProcesses, waitUntil } from '../../packages/server/src/drivers/processes.ts'
 import { Images } from '../../packages/server/src/images/images.ts'
+import { agentProgram } from '../support/agent.ts'
+import { dockerdMissing, startDockerd } from '../support/dockerd.ts'
 import { whyNot } from '../support/engines.ts'
+import { eventually } from '../support/eventually.ts'
 import { imagesDir } from '../support/images.ts'
 import { tempDir } from '../support/temp.ts'
 
+interface Kind {
+  name: string
+  open: (dataDir: string) => Driver
+  image: string
+  /** Why it cannot be tried here, or null. */
+  missing: (driver: Driver) => Promise<string | null>
+  /** Starts what the driver needs. */
+  before?: () => Promise<AsyncDisposable>
+  /** Without user namespaces root inside is root of the host, which the probe warns of. */
+  rootIsRootOfHost?: boolean
+}
+
+function docker(name: string, sharedFiles: 'auto' | 'never'): Kind {
+  const folder = tempDir()
+  const dir = join(folder.path, 'engine')
+  return {
+    name,
+    image: 'python',
+    open: (dataDir) => new DockerDriver({ dataDir, host: `unix://${dir}/docker.sock`, sharedFiles, agent: agentProgram }),
+    missing: async () => dockerdMissing(),
+    before: async () => {
+      const engine = await startDockerd(dir)
+      return {
+        [Symbol.asyncDispose]: async () => {
+          await engine[Symbol.asyncDispose]()
+          folder[Symbol.dispose]()
+        },
+      }
+    },
+    rootIsRootOfHost: sharedFiles === 'auto',
+  }
+}
+
 /** One suite for the contract of drivers, run over each. */
-const kinds: { kind: string; open: (dataDir: string) => Driver }[] = [
-  { kind: 'process', open: (dataDir) => new ProcessDriver({ dataDir }) },
-  { kind: 'oci', open: (dataDir) => new OciDriver({ dataDir }) },
+const kinds: Kind[] = [
+  { name: 'process', image: 'host', open: (dataDir) => new ProcessDriver({ dataDir }), missing: whyNot },
+  { name: 'oci', image: 'host', open: (dataDir) => new OciDriver({ dataDir }), missing: whyNot },
+  docker('docker', 'auto'),
+  docker('docker on another machine', 'never'),
 ]
 
-for (const { kind, open } of kinds) {
+for (const { name: kind, open, missing, image: imageRef, before, rootIsRootOfHost } of kinds) {
   const dir = tempDir()
   const dataDir = join(dir.path, 'data')
   const share = join(dir.path, 'share')
@@ -29,20 +68,23 @@ for (const { kind, open } of kinds) {
   copyFileSync(new URL('./fixtures/echo.py', import.meta.url), join(share, 'echo.py'))
   chmodSync(join(share, 'echo.py'), 0o644)
   const driver = open(dataDir)
-  const skip = await whyNot(driver)
+  const skip = await missing(driver)
 
   describe.skipIf(skip !== null)(`driver ${kind}${skip === null ? '' : ` (skipped: ${skip})`}`, () => {
     let image: Prepared
+    let needs: AsyncDisposable | undefined
     const made = new Set<string>()
 
     beforeAll(async () => {
+      needs = await before?.()
       const images = await Images.open({ imagesDir: imagesDir() })
-      image = await driver.prepare((await images.ensure('host')).source)
+      image = await driver.prepare((await images.ensure(imageRef)).source)
     })
 
     afterAll(async () => {
       for (const id of made) await driver.destroy(id)
       await driver.close()
+      await needs?.[Symbol.asyncDispose]()
       dir[Symbol.dispose]()
     })
 
@@ -143,7 +185,7 @@ for (const { kind, open } of kinds) {
         chmodSync(mark, 0o666)
         mkdirSync(join(out, `dir-${user}`), { mode: 0o777 })
         chmodSync(join(out, `dir-${user}`), 0o777)
-        const { exit, stderr } = await run('touch /mnt/made || touch "$D/made"', {
+        const { exit, stderr } = await run('touch "$D/made"', {
           user,
           env: { PATH: '/usr/bin:/bin', D: '/data' },
           mounts: [{ source: join(out, `dir-${user}`), target: '/data', readonly: false }],
@@ -151,6 +193,7 @@ for (const { kind, open } of kinds) {
         expect(stderr.includes('/data/made')).toBe(false)
         expect(exit.code).toBe(0)
         const owner = statSync(join(out, `dir-${user}`, 'made')).uid
+        if (rootIsRootOfHost && user === 'root') continue
         expect(owner).not.toBe(0)
         expect(owner).toBeGreaterThanOrEqual(idShift)
       }
@@ -217,6 +260,116 @@ for (const { kind, open } of kinds) {
       await driver.create(sandbox)
       await driver.close()
       expect(await driver.inspect(sandbox.id)).toMatchObject({ state: 'running' })
+      await driver.destroy(sandbox.id)
+    })
+
+    if (driver.abilities.pause) {
+      test('pause stops all processes where they are, resume lets them go on, and both may be said twice', async () => {
+        let count = 0
+        const sandbox = shell('i=0; while :; do i=$((i+1)); echo $i; sleep 0.01; done', {
+          onOutput: (_, bytes) => {
+            count = Number(String(bytes).trim().split('\n').at(-1))
+          },
+        })
+        await driver.create(sandbox)
+        expect(await eventually(() => count > 3)).toBe(true)
+        await driver.pause?.(sandbox.id)
+        await driver.pause?.(sandbox.id)
+        expect(await driver.inspect(sandbox.id)).toMatchObject({ state: 'paused' })
+        // What was printed before may still be on its way.
+        let seen = -1
+        for (let tries = 0; tries < 20 && seen !== count; tries++) {
+          seen = count
+          await eventually(() => count !== seen, 200)
+        }
+        expect(seen).toBe(count)
+        await driver.resume?.(sandbox.id)
+        await driver.resume?.(sandbox.id)
+        expect(await driver.inspect(sandbox.id)).toMatchObject({ state: 'running' })
+        expect(await eventually(() => count > seen)).toBe(true)
+        await driver.destroy(sandbox.id)
+      })
+
+      test('a paused sandbox can be destroyed', async () => {
+        const mark = `paused-${Date.now()}`
+        const sandbox = shell('', { argv: ['/bin/bash', '-c', `exec -a ${mark} sleep 300`] })
+        await driver.create(sandbox)
+        expect(await eventually(() => withArgument(mark).length === 1)).toBe(true)
+        await driver.pause?.(sandbox.id)
+        await driver.destroy(sandbox.id)
+        expect(withArgument(mark)).toEqual([])
+        expect(await driver.list()).not.toContain(sandbox.id)
+      })
+    }
+
+    if (driver.abilities.snapshot !== 'none') {
+      test('a snapshot of files starts another sandbox with what the first one wrote, and the first one goes on', async () => {
+        const target = join(out, 'snapshot')
+        mkdirSync(target, { mode: 0o700 })
+        let ready = false
+        const first = shell('echo kept > /written; echo ready; exec sleep 300', {
+          user: 'root',
+          root: 'writable',
+          onOutput: () => {
+            ready = true
+          },
+        })
+        await driver.create(first)
+        expect(await eventually(() => ready)).toBe(true)
+        const taken = await driver.snapshot?.(first.id, { dir: target, kind: 'filesystem', stop: false })
+        expect(await driver.inspect(first.id)).toMatchObject({ state: 'running' })
+        const snapshot = { dir: target, kind: 'filesystem', state: taken?.state ?? {} } as const
+        const second = await run('cat /written; echo more >> /written', { user: 'root', root: 'writable', snapshot })
+        expect(second).toMatchObject({ stdout: 'kept\n', exit: { code: 0 } })
+        // What a clone writes is its own.
+        expect(await run('cat /written', { user: 'root', root: 'writable', snapshot })).toMatchObject({ stdout: 'kept\n' })
+        for (const id of [first.id, second.id]) await driver.destroy(id)
+        await driver.dropSnapshot?.(snapshot)
+        await driver.dropSnapshot?.(snapshot)
+      })
+
+      test('a snapshot may end its sandbox, which does nothing more after it', async () => {
+        const target = join(out, 'snapshot-stop')
+        mkdirSync(target, { mode: 0o700 })
+        let printed = ''
+        const first = shell('i=0; while :; do i=$((i+1)); echo $i > /count; echo $i; sleep 0.01; done', {
+          user: 'root',
+          root: 'writable',
+          onOutput: (_, bytes) => (printed += bytes),
+        })
+        await driver.create(first)
+        expect(await eventually(() => printed.includes('3'))).toBe(true)
+        const taken = await driver.snapshot?.(first.id, { dir: target, kind: 'filesystem', stop: true })
+        await driver.wait(first.id)
+        const snapshot = { dir: target, kind: 'filesystem', state: taken?.state ?? {} } as const
+        const { stdout } = await run('cat /count', { user: 'root', root: 'writable', snapshot })
+        // A number is written before it is printed: at most one was not printed yet.
+        expect(Number(stdout) - Number(printed.trim().split('\n').at(-1))).toBeOneOf([0, 1])
+        await driver.destroy(first.id)
+        await driver.dropSnapshot?.(snapshot)
+      })
+    }
+
+    test('a sandbox with an agent is ready when the agent answers', async () => {
+      const program = join(out, 'agent')
+      mkdirSync(program, { mode: 0o755 })
+      copyFileSync(agentProgram, join(program, 'thaw-agent'))
+      chmodSync(join(program, 'thaw-agent'), 0o755)
+      const sandbox = spec({
+        argv: [insidePaths.agent, 'serve', '--socket', insidePaths.agentSocket],
+        mounts: [{ source: program, target: insidePaths.runtimeDir, readonly: true }],
+        user: 'root',
+        root: 'writable',
+        ready: 'agent',
+      })
+      await driver.create(sandbox)
+      for (const _ of ['one connection', 'another one']) {
+        const stream = await driver.dial(sandbox.id, 'agent')
+        stream.write('GET /health HTTP/1.1\r\nhost: agent\r\nconnection: close\r\n\r\n')
+        const [answer] = await once(stream, 'data')
+        expect(String(answer)).toMatch(/^HTTP\/1.1 204 /)
+        stream.destroy()
+      }
       await driver.destroy(sandbox.id)
     })
 

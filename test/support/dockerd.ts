@@ -1,7 +1,7 @@
 import { type ChildProcess, spawn } from 'node:child_process'
 import { randomBytes } from 'node:crypto'
 import { once } from 'node:events'
-import { existsSync, mkdtempSync, readdirSync, readFileSync, rmdirSync, rmSync, writeFileSync } from 'node:fs'
+import { existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmdirSync, rmSync, writeFileSync } from 'node:fs'
 import { request } from 'node:http'
 import { tmpdir } from 'node:os'
 import { delimiter, join } from 'node:path'
@@ -35,10 +35,12 @@ export function dockerdMissing(): string | null {
  * A Docker engine of the test's own: socket, data, containerd and control groups are apart from those of any other engine on
  * this machine, it makes no default bridge, and it leaves the packet filter alone. Dispose of it; containers that are left
  * end with it.
+ *
+ * @param folder Where it keeps everything; its socket is docker.sock in it, whose path may have 108 bytes. Default: a new one.
  */
-export async function startDockerd(): Promise<TestDockerd> {
-  // The path of its socket may have 108 bytes.
-  const dir = mkdtempSync(join(tmpdir(), 'thaw-dockerd-'))
+export async function startDockerd(folder?: string): Promise<TestDockerd> {
+  const dir = folder ?? mkdtempSync(join(tmpdir(), 'thaw-dockerd-'))
+  mkdirSync(dir, { recursive: true })
   const socket = join(dir, 'docker.sock')
   writeFileSync(join(dir, 'daemon.json'), '{}')
   const group = `/thaw-dockerd-${randomBytes(6).toString('hex')}`

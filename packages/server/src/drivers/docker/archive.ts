@@ -1,5 +1,5 @@
 import { createReadStream, createWriteStream, type Stats } from 'node:fs'
-import { link, lstat, mkdir, readdir, readFile, readlink, symlink } from 'node:fs/promises'
+import { lchown, link, lstat, mkdir, readdir, readFile, readlink, symlink } from 'node:fs/promises'
 import { join } from 'node:path'
 import type { Readable } from 'node:stream'
 import { pipeline } from 'node:stream/promises'
@@ -67,13 +67,18 @@ export function packTree(source: string, name: string, options: PackOptions): Re
 
 /**
  * Unpacks what a sandbox wrote into an existing folder of this host. Nothing leads out of it: an entry must lie in a folder
- * that was unpacked before, and links are made last. Owners are those of this process; set-uid bits, devices and the like
+ * that was unpacked before, and links are made last. Set-uid bits, devices and the like
  * are dropped.
+ *
+ * @param owner of all entries; null: this process.
  */
-export async function unpackTree(tar: Readable, target: string): Promise<void> {
+export async function unpackTree(tar: Readable, target: string, owner: number | null): Promise<void> {
   const folders = new Set([''])
   const files = new Set<string>()
   const links: { path: string; linkname: string }[] = []
+  const own = async (path: string) => {
+    if (owner !== null) await lchown(join(target, path), owner, owner)
+  }
   const entries = extract()
   tar.once('error', (error) => entries.destroy(error))
   tar.pipe(entries as unknown as NodeJS.WritableStream)
@@ -85,16 +90,21 @@ export async function unpackTree(tar: Readable, target: string): Promise<void> {
       throw new ThawError('driver_failed', `An archive of the sandbox has ${name} where no folder is.`)
     if (type === 'directory') {
       if (path !== '') await mkdir(join(target, path), { mode: (mode & 0o777) | 0o700 })
+      await own(path)
       folders.add(path)
     } else if (type === 'file') {
       await pipeline(entry as unknown as Readable, createWriteStream(join(target, path), { flags: 'wx', mode: (mode & 0o777) | 0o600 }))
+      await own(path)
       files.add(path)
     } else if (type === 'link' && files.has(cleanPath(linkname ?? '')))
       await link(join(target, cleanPath(linkname ?? '')), join(target, path))
     else if (type === 'symlink') links.push({ path, linkname: linkname ?? '' })
     entry.resume()
   }
-  for (const { path, linkname } of links) await symlink(linkname, join(target, path))
+  for (const { path, linkname } of links) {
+    await symlink(linkname, join(target, path))
+    await own(path)
+  }
 }
 
 function cleanPath(name: string): string {

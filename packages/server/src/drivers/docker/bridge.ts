@@ -1,6 +1,7 @@
 import { type ClientHttp2Session, type ClientHttp2Stream, connect as connectHttp2, constants } from 'node:http2'
 import type { Duplex } from 'node:stream'
 import { ThawError } from '@thaw/protocol'
+import { insidePaths } from '../driver.ts'
 import type { Engine } from './engine.ts'
 import { bridgeDir } from './mounts.ts'
 import { ExecStream } from './streams.ts'
@@ -16,6 +17,8 @@ export class Bridge {
   readonly #engine: Engine
   readonly #container: string
   #session: Promise<ClientHttp2Session> | undefined
+  /** The connection that showed that somebody listens; a runtime takes only one. */
+  readonly #first = new Map<string, ClientHttp2Stream>()
 
   constructor(engine: Engine, container: string) {
     this.#engine = engine
@@ -24,6 +27,12 @@ export class Bridge {
 
   /** Rejects with `driver_failed` when nothing listens there. */
   async dial(path: string): Promise<Duplex> {
+    const first = this.#first.get(path)
+    this.#first.delete(path)
+    return first === undefined || first.destroyed ? this.#connectTo(path) : first
+  }
+
+  async #connectTo(path: string): Promise<ClientHttp2Stream> {
     const session = await this.#open()
     const stream = session.request({ ':method': 'CONNECT', ':authority': `unix:${encodeURIComponent(path)}` }, { endStream: false })
     const status = await answerOf(stream)
@@ -32,13 +41,12 @@ export class Bridge {
     throw new ThawError('driver_failed', 'The sandbox has no socket to connect to.', { details: { status } })
   }
 
-  /** Resolves once something listens there. Rejects when `signal` aborts, with its reason. */
+  /** Resolves once something listens there; the next `dial` gets that connection. Rejects when `signal` aborts, with its reason. */
   async waitFor(path: string, signal: AbortSignal): Promise<void> {
     for (;;) {
       signal.throwIfAborted()
       try {
-        const stream = await this.#abortable(this.dial(path), signal)
-        stream.destroy()
+        this.#first.set(path, await this.#abortable(this.#connectTo(path), signal))
         return
       } catch {
         signal.throwIfAborted()
@@ -50,6 +58,7 @@ export class Bridge {
   close(): void {
     this.#session?.then((session) => session.destroy()).catch(() => undefined)
     this.#session = undefined
+    this.#first.clear()
   }
 
   #abortable<Value>(promise: Promise<Value>, signal: AbortSignal): Promise<Value> {
@@ -72,7 +81,13 @@ export class Bridge {
 
   async #connect(): Promise<ClientHttp2Session> {
     const { Id } = await this.#engine.call<{ Id: string }>('POST', `/containers/${this.#container}/exec`, {
-      body: { AttachStdin: true, AttachStdout: true, AttachStderr: true, Tty: false, Cmd: [`${bridgeDir}/thaw-agent`, 'bridge'] },
+      body: {
+        AttachStdin: true,
+        AttachStdout: true,
+        AttachStderr: true,
+        Tty: false,
+        Cmd: [`${bridgeDir}/thaw-agent`, 'bridge', '--socket', insidePaths.agentSocket],
+      },
     })
     const connection = new ExecStream(await this.#engine.hijack(`/exec/${Id}/start`, { body: { Detach: false, Tty: false } }))
     const session = connectHttp2('http://sandbox', { createConnection: () => connection })

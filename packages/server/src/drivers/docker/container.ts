@@ -23,6 +23,7 @@ export interface ContainerInput {
   mounts: EngineMount[]
   /** Name of the network, or `none`. */
   network: string
+  readonlyRoot: boolean
   resolvers: readonly string[]
   devices: DeviceRequest[]
   facts: EngineFacts
@@ -62,7 +63,7 @@ export function containerConfig(input: ContainerInput): object {
       ...limitsOf(spec.resources),
       NetworkMode: input.network,
       Dns: input.network === 'none' ? [] : input.resolvers,
-      ReadonlyRootfs: spec.root === 'readonly',
+      ReadonlyRootfs: input.readonlyRoot,
       // It is not offered, and our filter knows the addresses of version 4 alone.
       ...(input.network === 'none' ? {} : { Sysctls: { 'net.ipv6.conf.all.disable_ipv6': '1' } }),
       CapDrop: ['ALL'],

@@ -1,23 +1,13 @@
 import type { Exit } from '../driver.ts'
 import { isAlive, type ProcessIdentity } from '../processes.ts'
+import { inspectContainer } from './containers.ts'
 import { type Engine, isUnreachable, statusOf } from './engine.ts'
-
-/** What is used of GET /containers/{id}/json. */
-export interface ContainerState {
-  Id: string
-  State: { Status: string; Running: boolean; Paused: boolean; Pid: number; ExitCode: number; OOMKilled: boolean }
-  Config: { Labels: Record<string, string> | null }
-}
 
 /** How long the last output of a program that ended is waited for. */
 const lastOutputMs = 1000
 /** An engine that is away for longer has lost its sandboxes, as far as we can use them. */
 const absenceMs = 30_000
 const retryMs = 100
-
-export function inspectContainer(engine: Engine, container: string): Promise<ContainerState> {
-  return engine.call<ContainerState>('GET', `/containers/${container}/json`)
-}
 
 /**
  * Resolves when the container has ended. The answer of the engine may break off, because it is restarted: then it is asked

@@ -1,4 +1,4 @@
-import { createHash, randomBytes } from 'node:crypto'
+import { createHash } from 'node:crypto'
 import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import type { Duplex } from 'node:stream'
@@ -24,8 +24,9 @@ import { connectUnixSocket, waitForName } from '../socket.ts'
 import { startWithin } from '../starting.ts'
 import { Bridge } from './bridge.ts'
 import { containerConfig, limitsOf } from './container.ts'
+import { inspectContainer, pauseContainer, removeContainer, resumeContainer, startFailure, statusOfContainer } from './containers.ts'
 import { Engine, isUnreachable, statusOf } from './engine.ts'
-import { exitOf, inspectContainer, waitFor } from './exit.ts'
+import { exitOf, waitFor } from './exit.ts'
 import { type EngineFacts, readFacts } from './facts.ts'
 import { gpuRequest } from './gpu.ts'
 import { EngineImages } from './images.ts'
@@ -33,6 +34,7 @@ import { CopiedFiles, SharedFiles, type Sharing } from './mounts.ts'
 import { BridgeNetwork } from './network.ts'
 import { probeDocker } from './probe.ts'
 import { sharesFiles } from './sharing.ts'
+import { dropSnapshot, imageOfSnapshot, takeSnapshot } from './snapshots.ts'
 import { demultiplex } from './streams.ts'
 
 export interface DockerOptions {
@@ -49,9 +51,8 @@ export interface DockerOptions {
 }
 
 /** What is kept on disk of a sandbox, for the next server. */
-interface Kept {
+interface Kept extends Pick<CreateSpec, 'mounts' | 'user'> {
   slot: string | null
-  mounts: CreateSpec['mounts']
 }
 
 /** What this process knows of a sandbox that it started itself. */
@@ -66,8 +67,6 @@ interface Session {
   shared: boolean
   sharing: Sharing
 }
-
-const snapshotRepository = 'thaw/snapshot'
 
 /**
  * Containers of a Docker engine, of this host or another. An engine that sees our files is given them as mounts, and its
@@ -124,7 +123,7 @@ export class DockerDriver implements Driver {
     const devices = gpuRequest(spec.gpus, session.facts.info)
     const image = await this.#imageOf(spec, session)
     mkdirSync(this.#sandboxDir(spec.id), { recursive: true, mode: process.getuid?.() === 0 ? 0o711 : 0o700 })
-    const kept: Kept = { slot: spec.slot ?? null, mounts: spec.mounts }
+    const kept: Kept = { slot: spec.slot ?? null, mounts: spec.mounts, user: spec.user }
     writeFileSync(join(this.#sandboxDir(spec.id), 'sandbox.json'), JSON.stringify(kept), { mode: 0o600 })
     const container = this.#container(spec.id)
     const body = containerConfig({
@@ -133,6 +132,7 @@ export class DockerDriver implements Driver {
       labels: this.#labels(spec.id),
       mounts: session.sharing.mounts(spec),
       network: spec.network === 'egress' ? this.#network.name : 'none',
+      readonlyRoot: session.sharing.readonlyRoot(spec),
       resolvers: session.shared ? this.#network.resolvers : [],
       devices,
       facts: session.facts,
@@ -148,8 +148,10 @@ export class DockerDriver implements Driver {
     this.#running.set(spec.id, running)
     const failed = new AbortController()
     // A first process that ends before it is ready will never be.
-    void running.exit.then((exit) =>
-      failed.abort(new ThawError('driver_failed', 'The first process of the sandbox ended before it was ready.', { details: { exit } })),
+    running.exit.then(
+      (exit) =>
+        failed.abort(new ThawError('driver_failed', 'The first process of the sandbox ended before it was ready.', { details: { exit } })),
+      (error) => failed.abort(error),
     )
     await this.#ready(spec, session, AbortSignal.any([signal, failed.signal]))
   }
@@ -173,11 +175,7 @@ export class DockerDriver implements Driver {
 
   async #imageOf(spec: CreateSpec, { facts }: Session): Promise<string> {
     if (spec.snapshot === undefined) return this.#images.bring(spec.image.image, facts)
-    const image = spec.snapshot.state.image
-    if (typeof image !== 'string' || !image.startsWith(`${snapshotRepository}:`))
-      throw new ThawError('snapshot_incompatible', 'The snapshot was not taken by the docker driver.')
-    if (await this.#images.has(image)) return image
-    throw new ThawError('snapshot_corrupt', 'The Docker engine no longer has the image of the snapshot.')
+    return imageOfSnapshot(this.engine, spec.snapshot)
   }
 
   /** Listens before it starts: nothing that is printed and no exit, however fast, is missed. */
@@ -190,17 +188,10 @@ export class DockerDriver implements Driver {
     } catch (error) {
       throw startFailure(error, spec.argv[0] ?? '')
     }
-    const known: { process: ProcessIdentity | null } = { process: shared ? await this.#localProcess(container) : null }
-    const exit = exitOf(this.engine, container, {
-      first,
-      output: attached?.closed ?? Promise.resolve(),
-      process: () => known.process,
-    }).then(async (ended) => {
-      await (await this.#open()).sharing.collect(container, spec.mounts)
-      return ended
-    })
+    const known = shared ? await this.#localProcess(container) : null
+    const exit = this.#ended(container, spec, { first, output: attached?.closed ?? Promise.resolve(), process: () => known })
     exit.catch(() => undefined)
-    return { exit, process: known.process }
+    return { exit, process: known }
   }
 
   async #attach(container: string, onOutput: NonNullable<CreateSpec['onOutput']>): Promise<{ closed: Promise<void> }> {
@@ -230,96 +221,32 @@ export class DockerDriver implements Driver {
   async bind(id: string, { code, resources }: BindSpec): Promise<void> {
     const { sharing } = await this.#open()
     const { slot } = this.#kept(id)
-    if (code !== undefined && slot !== null) await sharing.fillSlot(this.#container(id), id, slot, code)
     await this.engine.call('POST', `/containers/${this.#container(id)}/update`, { body: limitsOf(resources) })
+    if (code !== undefined && slot !== null) await sharing.fillSlot(this.#container(id), id, slot, code)
   }
 
   async inspect(id: string): Promise<SandboxStatus | null> {
-    const container = this.#container(id)
-    try {
-      const { State } = await inspectContainer(this.engine, container)
-      const usage = State.Running ? await this.#usage(container) : { memory_bytes: null, cpu_ms: null, processes: null }
-      return {
-        state: !State.Running ? 'exited' : State.Paused ? 'paused' : 'running',
-        pid: State.Running ? State.Pid : null,
-        ...usage,
-        out_of_memory: State.OOMKilled,
-      }
-    } catch (error) {
-      if (statusOf(error) !== 404) throw error
-      // Half-made, or lost by the engine.
-      return existsSync(this.#sandboxDir(id))
-        ? { state: 'exited', pid: null, memory_bytes: null, cpu_ms: null, processes: null, out_of_memory: false }
-        : null
-    }
+    const status = await statusOfContainer(this.engine, this.#container(id))
+    if (status !== null || !existsSync(this.#sandboxDir(id))) return status
+    // Half-made, or lost by the engine.
+    return { state: 'exited', pid: null, memory_bytes: null, cpu_ms: null, processes: null, out_of_memory: false }
   }
 
-  async #usage(container: string): Promise<Pick<SandboxStatus, 'memory_bytes' | 'cpu_ms' | 'processes'>> {
-    const stats = await this.engine.call<{
-      memory_stats?: { usage?: number }
-      cpu_stats?: { cpu_usage?: { total_usage?: number } }
-      pids_stats?: { current?: number }
-    }>('GET', `/containers/${container}/stats`, { query: { stream: false, 'one-shot': true } })
-    const nanoseconds = stats.cpu_stats?.cpu_usage?.total_usage
-    return {
-      memory_bytes: stats.memory_stats?.usage ?? null,
-      cpu_ms: nanoseconds === undefined ? null : Math.round(nanoseconds / 1e6),
-      processes: stats.pids_stats?.current ?? null,
-    }
+  pause(id: string): Promise<void> {
+    return pauseContainer(this.engine, this.#container(id))
   }
 
-  async pause(id: string): Promise<void> {
-    await this.#pause(id, 'pause', /already paused/)
-  }
-
-  async resume(id: string): Promise<void> {
-    await this.#pause(id, 'unpause', /is not paused/)
-  }
-
-  async #pause(id: string, what: 'pause' | 'unpause', already: RegExp): Promise<void> {
-    try {
-      await this.engine.call('POST', `/containers/${this.#container(id)}/${what}`)
-    } catch (error) {
-      if (already.test((error as ThawError).message) && (await this.inspect(id))?.state !== 'exited') return
-      throw error
-    }
+  resume(id: string): Promise<void> {
+    return resumeContainer(this.engine, this.#container(id))
   }
 
   async snapshot(id: string, target: SnapshotTarget): Promise<SnapshotResult> {
-    if (target.kind !== 'filesystem') {
-      throw new ThawError('snapshot_unsupported', 'The docker driver keeps files in snapshots, not memory.', {
-        fix: 'Ask for kind "filesystem", or use a driver that keeps memory (thaw doctor).',
-      })
-    }
     const { facts } = await this.#open()
-    const container = this.#container(id)
-    const tag = randomBytes(12).toString('hex')
-    const started = performance.now()
-    if (target.stop) await this.pause(id)
-    try {
-      await this.engine.call('POST', '/commit', {
-        query: { container, repo: snapshotRepository, tag, pause: true },
-        body: { Labels: { 'thaw.owner': this.#tag } },
-        timeoutMs: null,
-        signal: target.signal,
-      })
-    } catch (error) {
-      if (target.stop) await this.resume(id).catch(() => undefined)
-      throw error
-    }
-    // A container that is killed while it is paused never runs again.
-    if (target.stop) await this.engine.call('POST', `/containers/${container}/kill`, { query: { signal: 'SIGKILL' } })
-    const image = `${snapshotRepository}:${tag}`
-    return { frozen_ms: performance.now() - started, fingerprint: { docker_engine: facts.info.ID }, state: { image } }
+    return takeSnapshot(this.engine, this.#container(id), target, { engineId: facts.info.ID, owner: this.#tag })
   }
 
-  async dropSnapshot({ state }: SnapshotSource): Promise<void> {
-    if (typeof state.image !== 'string' || !state.image.startsWith(`${snapshotRepository}:`)) return
-    try {
-      await this.engine.call('DELETE', `/images/${state.image}`, { query: { force: true } })
-    } catch (error) {
-      if (statusOf(error) !== 404) throw error
-    }
+  dropSnapshot(source: SnapshotSource): Promise<void> {
+    return dropSnapshot(this.engine, source)
   }
 
   async list(): Promise<string[]> {
@@ -341,10 +268,18 @@ export class DockerDriver implements Driver {
     const running = this.#running.get(id)
     if (running !== undefined) return running.exit
     const container = this.#container(id)
-    return exitOf(this.engine, container, { first: null, output: Promise.resolve(), process: () => null }).then(async (exit) => {
-      await (await this.#open()).sharing.collect(container, this.#kept(id).mounts)
-      return exit
+    return this.#ended(container, this.#kept(id), { first: null, output: Promise.resolve(), process: () => null })
+  }
+
+  /** The exit of a container, once what it wrote is here. */
+  async #ended(container: string, spec: Pick<CreateSpec, 'mounts' | 'user'>, watch: Parameters<typeof exitOf>[2]): Promise<Exit> {
+    const exit = await exitOf(this.engine, container, watch)
+    const { sharing } = await this.#open()
+    // Destroyed meanwhile: nobody wants it any more.
+    await sharing.collect(container, spec).catch((error) => {
+      if (statusOf(error) !== 404) throw error
     })
+    return exit
   }
 
   async dial(id: string, port: Port): Promise<Duplex> {
@@ -418,7 +353,7 @@ export class DockerDriver implements Driver {
     try {
       return JSON.parse(readFileSync(join(this.#sandboxDir(id), 'sandbox.json'), 'utf8')) as Kept
     } catch {
-      return { slot: null, mounts: [] }
+      return { slot: null, mounts: [], user: 'function' }
     }
   }
 
@@ -433,32 +368,6 @@ export class DockerDriver implements Driver {
   #sandboxDir(id: string): string {
     return join(this.#dir, id)
   }
-}
-
-const removalTries = 100
-const removalPauseMs = 50
-
-/** Idempotent. A removal that goes on already is waited for. */
-export async function removeContainer(engine: Engine, container: string): Promise<void> {
-  for (let tries = 0; ; tries++) {
-    try {
-      // What is paused may not end before it is resumed, depending on the version of the engine.
-      if (tries === 0) await engine.call('POST', `/containers/${container}/unpause`).catch(() => undefined)
-      await engine.call('DELETE', `/containers/${container}`, { query: { force: true, v: true } })
-      return
-    } catch (error) {
-      if (statusOf(error) === 404) return
-      if (statusOf(error) !== 409 || tries >= removalTries) throw error
-    }
-    await new Promise((resolve) => setTimeout(resolve, removalPauseMs))
-  }
-}
-
-/** An image without the program that is to start is the image's fault, not the engine's. */
-function startFailure(error: unknown, program: string): unknown {
-  const said = error instanceof ThawError ? error.message : ''
-  if (!/executable file not found|exec: .*no such file or directory|exec.*no such file/.test(said)) return error
-  return new ThawError('runtime_unsupported', `The image has no ${program}.`, { details: (error as ThawError).details, cause: error })
 }
 
 /** The connection alone keeps nobody from ending. */

@@ -1,23 +1,25 @@
 import { chmodSync, chownSync, mkdirSync, statSync } from 'node:fs'
 import { basename, dirname, join } from 'node:path'
-import { type CreateSpec, insidePaths, type Mount } from '../driver.ts'
+import { type CreateSpec, idShift, insidePaths } from '../driver.ts'
 import { linkTree } from '../link-tree.ts'
 import { packTree, unpackTree } from './archive.ts'
 import type { EngineMount } from './container.ts'
 import type { Engine } from './engine.ts'
 import type { EngineFacts } from './facts.ts'
-import { hostId, userOf } from './users.ts'
+import { functionUser, hostId, userOf } from './users.ts'
 
 /** How what a spec shows comes into a container, and what is written there comes back. */
 export interface Sharing {
   /** Of the configuration of the container. */
   mounts(spec: CreateSpec): EngineMount[]
+  /** Whether the engine can make the root of the container read-only. */
+  readonlyRoot(spec: CreateSpec): boolean
   /** Once the container exists, before it starts. */
   fill(container: string, spec: CreateSpec, signal: AbortSignal): Promise<void>
   /** Shows code in the slot of a container that runs. */
   fillSlot(container: string, id: string, slot: string, code: string): Promise<void>
   /** Brings back what was written into writable mounts, after the end. */
-  collect(container: string, mounts: readonly Mount[]): Promise<void>
+  collect(container: string, spec: Pick<CreateSpec, 'mounts' | 'user'>): Promise<void>
 }
 
 /** An engine that sees the files of this host: it mounts them. */
@@ -54,6 +56,10 @@ export class SharedFiles implements Sharing {
       ReadOnly: readonly,
       BindOptions: { Propagation: 'rprivate' },
     }))
+  }
+
+  readonlyRoot(spec: CreateSpec): boolean {
+    return spec.root === 'readonly'
   }
 
   async fill(): Promise<void> {}
@@ -96,12 +102,18 @@ export class CopiedFiles implements Sharing {
     }))
   }
 
+  /** What is written beside the writable mounts is lost with the container, read-only or not. */
+  readonlyRoot(spec: CreateSpec): boolean {
+    return spec.root === 'readonly' && spec.mounts.every(({ source, readonly }) => readonly && statSync(source).isDirectory())
+  }
+
   async fill(container: string, spec: CreateSpec, signal: AbortSignal): Promise<void> {
     const user = userOf(spec.user, this.#facts)
     for (const { source, target, readonly } of spec.mounts) {
       const owner = () => (readonly ? 0 : user)
-      if (statSync(source).isDirectory()) await this.#put(container, target, packTree(source, '', { owner }), signal)
-      else await this.#put(container, dirname(target), packTree(source, basename(target), { owner }), signal)
+      // The engine keeps the owner of the folder itself as it is, unless it is an entry of an archive for the folder above.
+      const [place, name] = readonly && statSync(source).isDirectory() ? [target, ''] : [dirname(target), basename(target)]
+      await this.#put(container, place, packTree(source, name, { owner }), signal)
     }
     await this.#put(container, bridgeDir, packTree(this.#agent, 'thaw-agent', { owner: () => 0 }), signal)
   }
@@ -114,11 +126,11 @@ export class CopiedFiles implements Sharing {
     await this.#engine.call('PUT', `/containers/${container}/archive`, { query: { path }, stream: tar, signal, timeoutMs: null })
   }
 
-  async collect(container: string, mounts: readonly Mount[]): Promise<void> {
+  async collect(container: string, { mounts, user }: Pick<CreateSpec, 'mounts' | 'user'>): Promise<void> {
     for (const { source, target, readonly } of mounts) {
       if (readonly || !statSync(source).isDirectory()) continue
       const tar = await this.#engine.stream('GET', `/containers/${container}/archive`, { query: { path: `${target}/.` }, timeoutMs: null })
-      await unpackTree(tar, source)
+      await unpackTree(tar, source, process.getuid?.() === 0 ? idShift + (user === 'root' ? 0 : functionUser) : null)
     }
   }
 }

@@ -36,6 +36,7 @@ export async function tryContainer(engine: Engine, facts: EngineFacts): Promise<
     labels: { 'thaw.probe': '1' },
     mounts: [],
     network: 'none',
+    readonlyRoot: true,
     resolvers: [],
     devices: [],
     facts,

@@ -3,7 +3,7 @@ import type { EngineFacts } from './facts.ts'
 
 /** The first id that people and services of a host may have. */
 const firstOrdinary = 1000
-const functionUser = 1000
+export const functionUser = 1000
 const nobody = 65_534
 
 /**
