@@ -1,4 +1,4 @@
-import { type ChildProcess, spawn } from 'node:child_process'
+import { type ChildProcess, execFileSync, spawn } from 'node:child_process'
 import { createHash } from 'node:crypto'
 import { once } from 'node:events'
 import { type ClientHttp2Session, type ClientHttp2Stream, connect as connectHttp2 } from 'node:http2'
@@ -7,6 +7,7 @@ import { Duplex } from 'node:stream'
 import { expect, test } from 'vitest'
 import { agentProgram, collect, type Json, startAgent } from '../support/agent.ts'
 import { eventually } from '../support/eventually.ts'
+import { tempDir } from '../support/temp.ts'
 
 /** Answers with the SHA-256 of all that it got, once the other side has ended its direction. */
 async function hashServer() {
@@ -174,6 +175,37 @@ test('before a snapshot streams end by name, connections close, and only resume 
     return json.events.some((event: Json) => event.name === 'after')
   }
   expect(await eventually(arrived)).toBe(true)
+})
+
+test('hooks run around a snapshot, and a clone whose hook fails takes no calls', async () => {
+  // An /etc of its own, with hooks: the second one fails as long as the file is there.
+  const script = `cp /etc/passwd /etc/group "$0" && mount -t tmpfs none /etc && cp "$0/passwd" "$0/group" /etc &&
+    mkdir -p /etc/thaw/before-snapshot.d /etc/thaw/after-restore.d &&
+    printf '#!/bin/sh\\necho before' > /etc/thaw/before-snapshot.d/10-a &&
+    printf '#!/bin/sh\\ntest ! -e /etc/broken || { echo no luck; exit 4; }' > /etc/thaw/after-restore.d/10-b &&
+    chmod +x /etc/thaw/*/* && touch /etc/broken && exec "$@"`
+  using folder = tempDir()
+  const namespace = ['unshare', ...(process.getuid?.() === 0 ? [] : ['--map-root-user']), '--mount']
+  await using agent = await startAgent({ before: [...namespace, 'sh', '-c', script, folder.path] })
+  const post = (path: string) => agent.call(path, { method: 'POST' })
+  expect((await post('/snapshot/prepare')).json).toEqual({ hooks: [{ name: '10-a', exitCode: 0, output: 'before\n' }] })
+  const failed = await post('/snapshot/resume')
+  expect([failed.status, failed.json.message]).toEqual([500, expect.stringContaining('no luck')])
+  expect((await agent.call('/health')).status).toBe(503)
+  expect(
+    (await agent.call('/snapshot/resume', { method: 'POST', body: JSON.stringify({ files: [{ path: '/etc/x', contentBase64: '%' }] }) }))
+      .status,
+  ).toBe(400)
+  execFileSync('nsenter', [
+    '--target',
+    String(agent.child.pid),
+    '--mount',
+    ...(process.getuid?.() === 0 ? [] : ['--user']),
+    'rm',
+    '/etc/broken',
+  ])
+  expect((await post('/snapshot/resume')).status).toBe(200)
+  expect((await agent.call('/health')).status).toBe(204)
 })
 
 test('stats and metrics say what the sandbox uses', async () => {

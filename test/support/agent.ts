@@ -98,7 +98,7 @@ export async function startAgent({ before = [] as string[], args = [] as string[
     shell,
     async [Symbol.asyncDispose]() {
       // What runs it in a namespace of its own keeps signals from it.
-      const inner = before.length > 0 ? Number(readFileSync(`/proc/${child.pid}/task/${child.pid}/children`, 'utf8')) : child.pid
+      const inner = before.includes('--fork') ? Number(readFileSync(`/proc/${child.pid}/task/${child.pid}/children`, 'utf8')) : child.pid
       if (inner && child.exitCode === null && child.signalCode === null) process.kill(inner, 'SIGTERM')
       await exited
       folder[Symbol.dispose]()
