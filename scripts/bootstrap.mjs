@@ -208,12 +208,12 @@ function describeMissing(missing, isDebian, isRoot) {
 
 function buildLauncher() {
   const source = join(root, 'runtimes/custom')
-  const files = listFiles(source).filter((path) => /\.go$|\/go\.(mod|sum)$/.test(path) && !path.endsWith('_test.go'))
+  const files = [...listFiles(source), ...listFiles(join(root, 'runtimes/go/protocol'))].filter((path) => /\.go$|\/go\.(mod|sum)$/.test(path) && !path.endsWith('_test.go'))
   if (!files.some((path) => path.endsWith('.go'))) return
   const target = join(buildDir, 'runtimes/custom/launcher')
   const stamp = `${target}.sha256`
   const hash = createHash('sha256').update(process.arch)
-  for (const path of files) hash.update(path.slice(source.length)).update('\0').update(readFileSync(path)).update('\0')
+  for (const path of files) hash.update(path.slice(root.length)).update('\0').update(readFileSync(path)).update('\0')
   const digest = hash.digest('hex')
   if (existsSync(target) && existsSync(stamp) && readFileSync(stamp, 'utf8') === digest) return
 

@@ -2,7 +2,7 @@
  * The Node.js runtime of thaw: one connection from the worker, frames in, frames out (docs/runtime-protocol.md).
  * Needs nothing but Node.js 18 or later, and imports little of it, because its start is part of every cold start.
  */
-import { renameSync } from 'node:fs'
+import { mkdirSync, renameSync, writeFileSync } from 'node:fs'
 import { createServer } from 'node:net'
 import { loadHandler } from './code.mjs'
 import { encodeFrame, encodeJsonFrame, frameDecoder, frameTypes } from './frames.mjs'
@@ -36,6 +36,13 @@ const server = createServer((socket) => {
 server.maxConnections = 1
 // The name appears only once a connection succeeds.
 server.listen(`${path}.tmp`, () => renameSync(`${path}.tmp`, path))
+
+/** Puts secrets where only the user of the function reads them. */
+function writeSecrets(files) {
+  const folder = process.env.THAW_SECRETS_DIR
+  mkdirSync(folder, { recursive: true, mode: 0o700 })
+  for (const name of Object.keys(files)) writeFileSync(`${folder}/${name}`, files[name], { flag: 'wx', mode: 0o400 })
+}
 
 function serve(socket) {
   const invocations = new Map()
@@ -89,6 +96,8 @@ function serve(socket) {
     load = message
     try {
       Object.assign(process.env, message.env)
+      if (message.secret_files !== undefined) writeSecrets(message.secret_files)
+      message.secret_files = undefined
       process.chdir(message.code_dir)
       handler = await loadHandler(message.code_dir, message.handler)
     } catch (error) {

@@ -56,6 +56,16 @@ from _thaw_values import (
 CO_COROUTINE, CO_ASYNC_GENERATOR = 0x80, 0x200
 
 
+def write_secrets(files):
+    """Puts secrets where only the user of the function reads them."""
+    folder = os.environ["THAW_SECRETS_DIR"]
+    os.makedirs(folder, mode=0o700, exist_ok=True)
+    for name, value in files.items():
+        handle = os.open(os.path.join(folder, name), os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o400)
+        with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
+            file.write(value)
+
+
 class Runtime:
     def __init__(self, conn):
         self.conn = conn
@@ -169,6 +179,8 @@ class Runtime:
     def find_handler(self, message):
         code_dir = message["code_dir"]
         os.environ.update(message["env"])
+        if message.get("secret_files"):
+            write_secrets(message.pop("secret_files"))
         if "TZ" in message["env"]:
             from time import tzset
 

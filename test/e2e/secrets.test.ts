@@ -1,5 +1,5 @@
 import { randomBytes } from 'node:crypto'
-import { readdirSync, readFileSync, renameSync, writeFileSync } from 'node:fs'
+import { existsSync, readdirSync, readFileSync, renameSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { DatabaseSync } from 'node:sqlite'
 import type { DriverKind } from '@thaw/protocol'
@@ -21,6 +21,43 @@ const program = 'import json, os\nprint(json.dumps([os.environ.get("TOKEN"), ""]
 /** What a test looks for must not be found by chance. */
 const random = (label: string) => `${label}-${randomBytes(12).toString('hex')}`
 
+/** Answers with the text of its secret, its mode and owner, the kind of its file system, and its environment. */
+const fileProgram = `import json, os, sys
+def look():
+    path = os.environ["THAW_SECRETS_DIR"] + "/token"
+    status = os.stat(path)
+    mount = max((line.split() for line in open("/proc/self/mounts") if path.startswith(line.split()[1])), key=lambda each: len(each[1]))
+    with open(path, encoding="utf-8", newline="") as file:
+        return [file.read(), oct(status.st_mode & 0o777), status.st_uid == os.getuid(), mount[2], path, repr(os.environ)]
+handler = lambda event, context: look()
+`
+const fileHandler = `import { readFileSync, statSync } from 'node:fs'
+export const handler = () => {
+  const path = process.env.THAW_SECRETS_DIR + '/token'
+  const status = statSync(path)
+  const mounts = readFileSync('/proc/self/mounts', 'utf8').split('\\n').map((line) => line.split(' ')).filter((each) => path.startsWith(each[1]))
+  const mount = mounts.sort((a, b) => b[1].length - a[1].length)[0]
+  return [readFileSync(path, 'utf8'), '0o' + (status.mode & 0o777).toString(8), status.uid === process.getuid(), mount[2], path, JSON.stringify(process.env)]
+}`
+const fileServer = `${fileProgram}
+from http.server import BaseHTTPRequestHandler, HTTPServer
+class Look(BaseHTTPRequestHandler):
+    def do_POST(self):
+        body = json.dumps(look()).encode()
+        self.send_response(200)
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+HTTPServer(("127.0.0.1", int(os.environ["PORT"])), Look).serve_forever()
+`
+const fileKinds: [string, object, string][] = [
+  ['python', { runtime: 'python' }, fileProgram],
+  ['node', { runtime: 'node' }, fileHandler],
+  ['a program', { runtime: 'python', contract: 'stdio' }, `${fileProgram}print(json.dumps(look()))\n`],
+  ['a web server', { runtime: 'python', contract: 'http' }, fileServer],
+]
+
 const kinds: [string, object, string][] = [
   ['python', { runtime: 'python' }, python],
   ['node', { runtime: 'node' }, node],
@@ -39,7 +76,11 @@ for (const driver of ['process', 'oci'] as const) {
     })
     afterAll(() => server[Symbol.asyncDispose]())
 
-    async function deploy(secrets: { name: string; env: string }[], config: object = { runtime: 'python' }, source = python) {
+    async function deploy(
+      secrets: { name: string; env?: string; file?: string }[],
+      config: object = { runtime: 'python' },
+      source = python,
+    ) {
       return server.thaw.functions.create({ name: `s${++made}`, code: { inline: source }, secrets, ...config } as never)
     }
     async function secret(value: string): Promise<string> {
@@ -60,6 +101,20 @@ for (const driver of ['process', 'oci'] as const) {
       )
       expect(shown.join()).toContain(item.secrets[0]?.name)
       expect(shown.join()).not.toContain(text.slice(-24))
+    })
+
+    test.each(fileKinds)('%s gets a secret as a file in memory that its own user reads', async (_, config, source) => {
+      const text = random('naïve "quoted"\r\nsecond line')
+      const ref = { name: await secret(text), file: '/run/secrets/token' }
+      const item = await deploy([ref], config, source)
+      expect(item.secrets).toEqual([ref])
+      const { value } = await server.thaw.functions.invoke<[string, string, boolean, string, string, string]>(item.name, {})
+      const [seen, mode, isOwn, fileSystem, path, environment] = value
+      expect([seen, mode, isOwn, fileSystem]).toEqual([text, '0o400', true, 'tmpfs'])
+      if (driver === 'oci') expect(path).toBe('/run/secrets/token')
+      expect(environment).not.toContain(text.slice(-24))
+      await server.thaw.functions.delete(item.name)
+      if (driver === 'process') expect(existsSync(path)).toBe(false)
     })
 
     test('a new value reaches instances that start from then on, and no running one', async () => {
@@ -153,7 +208,19 @@ describe('the API', () => {
   })
 
   test.each<[string, object, RegExp]>([
-    ['as a file', { secrets: [{ name: 'TWICE', file: 'token' }] }, /as variables, not as files/],
+    ['as a file elsewhere', { secrets: [{ name: 'TWICE', file: '/etc/passwd' }] }, /run.secrets/],
+    ['as a file above', { secrets: [{ name: 'TWICE', file: '../token' }] }, /run.secrets/],
+    ['as a file and a variable', { secrets: [{ name: 'TWICE', file: 'token', env: 'A' }] }, /either env or file/],
+    [
+      'twice in one file',
+      {
+        secrets: [
+          { name: 'TWICE', file: 'token' },
+          { name: 'BIG', file: '/run/secrets/token' },
+        ],
+      },
+      /each file may be named once/,
+    ],
     [
       'twice in one variable',
       {
@@ -229,7 +296,14 @@ def handler(event, context):
     print("seen", len(os.environ["TOKEN"]))
     return len(os.environ["TOKEN"])`
     const runtime = 'python'
-    const config = { runtime, env: { PLAIN: plain }, secrets: [{ name: 'token', env: 'TOKEN' }] } satisfies Partial<FunctionInput>
+    const config = {
+      runtime,
+      env: { PLAIN: plain },
+      secrets: [
+        { name: 'token', env: 'TOKEN' },
+        { name: 'token', file: 'token' },
+      ],
+    } satisfies Partial<FunctionInput>
     await thaw.functions.create({ name: 'user', ...config, code: { inline: failing } })
     expect((await thaw.functions.invoke('user')).value).toBe(first.length)
     const errors: unknown[] = []

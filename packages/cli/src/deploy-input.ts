@@ -134,16 +134,19 @@ function environment(pairs: string[]): Record<string, string> {
   return env
 }
 
-/** `NAME` or `NAME=VAR`, each in the place of what the file gives in the same variable. */
+/** `NAME`, `NAME=VAR` or `NAME=/run/secrets/FILE`, each in the place of what the file gives in the same variable or file. */
 function secretsOf(base: unknown, flags: string[] | undefined): unknown {
   if (flags === undefined) return base
   const added = flags.map((flag) => {
     const [name = '', env = name] = flag.split(/=(.*)/s, 2)
+    if (env.startsWith('/')) return { name, file: env }
     if (!/^[A-Za-z_]\w*$/.test(env))
       throw new UsageError(`--secret ${flag} names no variable.`, `Write --secret ${name || 'NAME'}=VARIABLE, in letters, digits and _.`)
     return { name, env }
   })
-  const kept = Array.isArray(base) ? base.filter((ref) => !added.some(({ env }) => env === ref?.env)) : []
+  const kept = Array.isArray(base)
+    ? base.filter((ref) => !added.some(({ env, file }) => (env === undefined ? file === ref?.file : env === ref?.env)))
+    : []
   return [...kept, ...added]
 }
 

@@ -100,7 +100,7 @@ export const versionItemSchema = z.object({
   driver: driverKindSchema,
   /** Names only: values of variables are never given back. */
   env: z.array(z.string()),
-  secrets: z.array(z.object({ name: z.string(), env: z.string() })),
+  secrets: z.array(z.object({ name: z.string(), env: z.string().optional(), file: z.string().optional() })),
   resources: resourcesSchema,
   timeout_ms: z.int(),
   network: networkModeSchema,

@@ -21,6 +21,8 @@ export interface LoadMessage {
   /** Where the code lies, as the instance sees it. */
   code_dir: string
   env: Record<string, string>
+  /** Secrets by the name of their file in the folder that THAW_SECRETS_DIR names. */
+  secret_files?: Record<string, string>
   timeout_ms: number
   memory_mib: number
   /** Most invocations that the worker sends at the same time. */

@@ -21,21 +21,45 @@ export const secretValueSchema = z
 /** Variables that the platform reads too: what it finds there may come up in its messages. */
 const reservedVariable = /^(?:THAW_.*|PATH|PORT)$/
 
-/** A secret that a function is given, and the variable that it is given in. */
-export const secretRefSchema = z.strictObject({
-  name: secretNameSchema,
-  // Named here to be refused in words: in front of env, whose absence would be reported first.
-  file: z.never({ error: 'secrets come as variables, not as files; name one in env' }).optional(),
-  env: z
-    .string()
-    .regex(/^[A-Za-z_][A-Za-z0-9_]{0,255}$/, 'use letters, digits and _')
-    .refine((name) => !reservedVariable.test(name), 'PATH, PORT and names that begin with THAW_ belong to the platform'),
-})
+/** Where containers have their secrets as files; THAW_SECRETS_DIR names it everywhere. */
+export const secretsDir = '/run/secrets'
+
+/** A secret that a function is given, and the variable or the file that it is given in. */
+export const secretRefSchema = z
+  .strictObject({
+    name: secretNameSchema,
+    env: z
+      .string()
+      .regex(/^[A-Za-z_][A-Za-z0-9_]{0,255}$/, 'use letters, digits and _')
+      .refine((name) => !reservedVariable.test(name), 'PATH, PORT and names that begin with THAW_ belong to the platform')
+      .optional()
+      .describe('variable that holds it'),
+    file: z
+      .string()
+      .regex(
+        /^(?:\/run\/secrets\/)?[A-Za-z0-9_][A-Za-z0-9._-]{0,127}$/,
+        `use the name of a file, without a folder or below ${secretsDir}: letters, digits, ., - and _, not beginning with . or -`,
+      )
+      .optional()
+      .describe(`file that holds it, below ${secretsDir}`),
+  })
+  .refine(({ env, file }) => (env === undefined) !== (file === undefined), 'say either env or file')
+
+/** The name of a secret's file in the folder of all. */
+export function secretFileName({ file }: { file?: string | undefined }): string | undefined {
+  return file?.slice(file.lastIndexOf('/') + 1)
+}
+
+function areDistinct(names: readonly (string | undefined)[]): boolean {
+  const given = names.filter((name) => name !== undefined)
+  return new Set(given).size === given.length
+}
 
 export const secretRefsSchema = z
   .array(secretRefSchema)
   .max(64)
-  .refine((refs) => new Set(refs.map((ref) => ref.env)).size === refs.length, 'each variable may be named once')
+  .refine((refs) => areDistinct(refs.map((ref) => ref.env)), 'each variable may be named once')
+  .refine((refs) => areDistinct(refs.map(secretFileName)), 'each file may be named once')
 export type SecretRef = z.infer<typeof secretRefSchema>
 
 export const secretCreateSchema = z.strictObject({ name: secretNameSchema, value: secretValueSchema })

@@ -3,7 +3,7 @@ import type { CallOptions } from './functions.ts'
 import { type Http, isOk, itemOf, pageOf } from './http.ts'
 import { type PageQuery, Pages } from './page.ts'
 
-/** Values go in and never come out: functions get them as variables, see docs/secrets.md. */
+/** Values go in and never come out: functions get them as variables or files, see docs/secrets.md. */
 export class Secrets {
   readonly #http: Http
 

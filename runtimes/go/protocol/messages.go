@@ -7,13 +7,15 @@ import (
 
 // Load says which code to load. Sent once, before any invocation.
 type Load struct {
-	Function    string            `json:"function"`
-	Version     string            `json:"version"`
-	Contract    string            `json:"contract"`
-	Handler     string            `json:"handler"`
-	Command     []string          `json:"command"`
-	CodeDir     string            `json:"code_dir"`
-	Env         map[string]string `json:"env"`
+	Function string            `json:"function"`
+	Version  string            `json:"version"`
+	Contract string            `json:"contract"`
+	Handler  string            `json:"handler"`
+	Command  []string          `json:"command"`
+	CodeDir  string            `json:"code_dir"`
+	Env      map[string]string `json:"env"`
+	// SecretFiles are contents by file name.
+	SecretFiles map[string]string `json:"secret_files"`
 	TimeoutMs   int64             `json:"timeout_ms"`
 	MemoryMib   int64             `json:"memory_mib"`
 	Concurrency int               `json:"concurrency"`

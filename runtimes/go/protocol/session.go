@@ -58,7 +58,15 @@ func Accept(runtimeName, runtimeVersion string) (*Session, Load, error) {
 			return nil, load, err
 		case next.kind == frameLoad:
 			session.loadedAt = time.Now()
-			return session, load, json.Unmarshal(next.payload, &load)
+			if err := json.Unmarshal(next.payload, &load); err != nil {
+				return session, load, err
+			}
+			err := writeSecrets(load.SecretFiles)
+			if err != nil {
+				session.LoadFailed(Failure{Type: "SecretError", Message: err.Error()})
+			}
+			load.SecretFiles = nil
+			return session, load, err
 		}
 		if err := session.control(next); err != nil {
 			return nil, load, err

@@ -30,7 +30,11 @@ export function register(program: Command, output: Output): void {
     .option('--memory <amount>', 'MiB, or with unit: 256MiB, 1GiB', memoryMib)
     .option('--timeout <duration>', 'longest invocation, with its unit: 500ms, 30s, 5m', durationMs)
     .option('--env <name=value>', 'environment variable; can be repeated; without =value: the value here', collect)
-    .option('--secret <name=variable>', 'secret, given as a variable; can be repeated; without =variable: under its own name', collect)
+    .option(
+      '--secret <name=variable>',
+      'secret, given as a variable or a file (name=/run/secrets/file); can be repeated; without =variable: under its own name',
+      collect,
+    )
     .option('--image <image>', 'host, python, node, go, or an OCI reference')
     .addOption(new Option('--driver <kind>', 'default: the strongest that the server can use').choices(driverKinds))
     .option('--concurrency <n>', 'invocations at a time in one instance', wholeNumber(1, 1000))

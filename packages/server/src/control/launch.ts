@@ -98,6 +98,7 @@ function bootSpec(argv: string[], image: Prepared, places: Pick<LaunchPlaces, 'i
       ...places.imageEnv,
       THAW_RUNTIME_SOCKET: insidePaths.runtimeSocket,
       THAW_RUNTIME_DIR: insidePaths.runtimeDir,
+      THAW_SECRETS_DIR: insidePaths.secretsDir,
     },
     cwd: '/',
     user: 'function',

@@ -7,6 +7,7 @@ import {
   type LoadMessage,
   maxFramePayloadBytes,
   type SecretRef,
+  secretFileName,
   ThawError,
 } from '@thaw/protocol'
 import type { SecretStore } from '../store/store.ts'
@@ -57,7 +58,7 @@ export class Secrets {
 
   /** Throws `secret_not_found` for a reference to a secret that does not exist, and refuses a variable that has a value already. */
   async check(tenant: string, config: Pick<FunctionConfig, 'secrets' | 'env'>): Promise<void> {
-    const twice = config.secrets.find((ref) => Object.hasOwn(config.env, ref.env))
+    const twice = config.secrets.find((ref) => ref.env !== undefined && Object.hasOwn(config.env, ref.env))
     if (twice !== undefined) {
       throw new ThawError('invalid_request', `The variable ${twice.env} is set by env and by secrets.`, {
         fix: 'Leave it out of one of them.',
@@ -69,12 +70,19 @@ export class Secrets {
     if (missing !== undefined) throw notFound(missing.name)
   }
 
-  /** The message with the secrets in its environment. The only place where their values leave the store. */
+  /** The message with the secrets in its environment and as files. The only place where their values leave the store. */
   async addTo(message: LoadMessage, tenant: string, refs: readonly SecretRef[]): Promise<LoadMessage> {
     if (refs.length === 0) return message
     const env: Record<string, string> = {}
-    for (const ref of refs) env[ref.env] = await this.#value(tenant, ref.name)
-    const complete = { ...message, env: { ...env, ...message.env } }
+    const files: Record<string, string> = {}
+    for (const ref of refs) {
+      const value = await this.#value(tenant, ref.name)
+      const file = secretFileName(ref)
+      if (file !== undefined) files[file] = value
+      else if (ref.env !== undefined) env[ref.env] = value
+    }
+    const complete: LoadMessage = { ...message, env: { ...env, ...message.env } }
+    if (Object.keys(files).length > 0) complete.secret_files = files
     if (encodeJsonFrame(frameTypes.load, 0, complete).length > maxFramePayloadBytes) {
       throw new ThawError('start_failed', 'The variables and the secrets of the function are together larger than 1 MiB.', {
         fix: 'Give the function fewer of them.',

@@ -54,7 +54,7 @@ export function versionItem(functionName: string, row: VersionRow): VersionItem 
     code_digest: row.code_digest,
     driver,
     env: Object.keys(config.env),
-    secrets: config.secrets.map(({ name, env }) => ({ name, env })),
+    secrets: config.secrets.map(({ name, env, file }) => ({ name, ...(env === undefined ? { file } : { env }) })),
     resources: config.resources,
     timeout_ms: config.timeout_ms,
     network: config.network,

@@ -211,6 +211,8 @@ export const insidePaths = {
   /** The agent's program, in the folder where other sandboxes have their runtime. */
   agent: '/thaw/runtime/thaw-agent',
   codeDir: '/function',
+  /** In memory: secrets of a function that are files. The runtime writes them when it loads the code. */
+  secretsDir: '/run/secrets',
 } as const
 
 /**

@@ -89,6 +89,26 @@ export function ociConfig(input: ConfigInput): object {
         source: 'shm',
         options: ['nosuid', 'noexec', 'nodev', 'mode=1777', `size=${spec.resources.tmp_mib}m`, 'nr_inodes=4096'],
       },
+      // For secrets as files, which must not come onto a disk: all images have this folder.
+      ...(spec.ready === 'runtime'
+        ? [
+            {
+              destination: '/run',
+              type: 'tmpfs',
+              source: 'tmpfs',
+              options: [
+                'nosuid',
+                'nodev',
+                'noexec',
+                'mode=755',
+                `uid=${functionUser.uid}`,
+                `gid=${functionUser.gid}`,
+                'size=8m',
+                'nr_inodes=256',
+              ],
+            },
+          ]
+        : []),
       // In a sandbox that people work in, /tmp is a folder like any other.
       ...(spec.ready === 'agent'
         ? []

@@ -10,6 +10,7 @@ import {
   type Exit,
   type Handle,
   type ImageSource,
+  insidePaths,
   type Port,
   type Prepared,
   type SandboxStatus,
@@ -48,7 +49,8 @@ interface Running {
  * limits. For trusted code, for development, and for hosts where nothing better works. A root server never runs
  * code as root.
  *
- * On disk, per sandbox, in `<dataDir>/process/<id>/`: owner (the user id), run/ (the socket), tmp/.
+ * On disk, per sandbox, in `<dataDir>/process/<id>/`: owner (the user id), run/ (the socket), tmp/. In memory, for
+ * secrets as files: `/dev/shm/thaw-<id>/`.
  */
 export class ProcessDriver implements Driver {
   readonly kind = 'process'
@@ -100,6 +102,10 @@ export class ProcessDriver implements Driver {
       mkdirSync(join(dir, name), { mode: 0o700 })
       if (this.#asRoot) chownSync(join(dir, name), uid, uid)
     }
+    if (spec.ready === 'runtime') {
+      mkdirSync(secretsDirOf(spec.id), { mode: 0o700 })
+      if (this.#asRoot) chownSync(secretsDirOf(spec.id), uid, uid)
+    }
     // What other drivers show by a mount is owned by the one user of all sandboxes there; here it goes to this one.
     for (const mount of spec.mounts) if (!mount.readonly && this.#asRoot) chownSync(mount.source, uid, uid)
     signal.throwIfAborted()
@@ -117,7 +123,8 @@ export class ProcessDriver implements Driver {
   }
 
   #spawn(spec: CreateSpec, dir: string, uid: number): Promise<Running> {
-    const view = hostView(spec.mounts, join(dir, 'run'))
+    const secrets = { source: secretsDirOf(spec.id), target: insidePaths.secretsDir }
+    const view = hostView([...spec.mounts, secrets], join(dir, 'run'))
     const [program, ...args] = spec.argv.map(view) as [string, ...string[]]
     const env = Object.fromEntries(Object.entries(spec.env).map(([name, value]) => [name, view(value)]))
     const child = spawn(program, args, {
@@ -211,6 +218,7 @@ export class ProcessDriver implements Driver {
     }, 10_000)
     if (!ended) throw new ThawError('driver_failed', `Processes of sandbox ${id} do not end.`)
     const uid = this.#owner(id)
+    rmSync(secretsDirOf(id), { recursive: true, force: true })
     rmSync(dir, { recursive: true, force: true })
     this.#running.delete(id)
     if (uid !== null) this.#usedUids.delete(uid)
@@ -259,6 +267,10 @@ export class ProcessDriver implements Driver {
     }
     throw new ThawError('driver_failed', 'No unused user id is left for a sandbox.')
   }
+}
+
+function secretsDirOf(id: string): string {
+  return `/dev/shm/thaw-${id}`
 }
 
 function killQuietly(pid: number, signal: NodeJS.Signals): void {
