@@ -109,14 +109,11 @@ func (s *server) awaitListening(resident *resident) []string {
 
 func (s *server) serve(addresses []string) error {
 	path := filepath.Join(filepath.Dir(os.Getenv(protocol.SocketVariable)), httpSocketName)
-	listener, err := net.ListenUnix("unix", &net.UnixAddr{Name: path + ".tmp", Net: "unix"})
+	listener, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
 	if err != nil {
 		return err
 	}
 	listener.SetUnlinkOnClose(false)
-	if err := os.Rename(path+".tmp", path); err != nil {
-		return err
-	}
 	go func() {
 		for {
 			worker, err := listener.AcceptUnix()

@@ -2,7 +2,7 @@
  * The Node.js runtime of thaw: one connection from the worker, frames in, frames out (docs/runtime-protocol.md).
  * Needs nothing but Node.js 18 or later, and imports little of it, because its start is part of every cold start.
  */
-import { mkdirSync, renameSync, writeFileSync } from 'node:fs'
+import { mkdirSync, writeFileSync } from 'node:fs'
 import { createServer } from 'node:net'
 import { loadHandler } from './code.mjs'
 import { encodeFrame, encodeJsonFrame, frameDecoder, frameTypes } from './frames.mjs'
@@ -34,8 +34,8 @@ const server = createServer((socket) => {
   serve(socket)
 })
 server.maxConnections = 1
-// The name appears only once a connection succeeds.
-server.listen(`${path}.tmp`, () => renameSync(`${path}.tmp`, path))
+// Under its final name at once: a snapshot loses the name of a socket that was renamed.
+server.listen(path)
 
 /** Puts secrets where only the user of the function reads them. */
 function writeSecrets(files) {

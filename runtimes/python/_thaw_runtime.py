@@ -410,9 +410,9 @@ class Runtime:
 
 def accept_one(path):
     listener = Socket(AF_UNIX, SOCK_STREAM)
-    listener.bind(path + ".tmp")
+    # Under its final name at once: a snapshot loses the name of a socket that was renamed.
+    listener.bind(path)
     listener.listen(1)
-    os.rename(path + ".tmp", path)
     fd, _ = listener._accept()
     listener.close()
     return Socket(fileno=fd)

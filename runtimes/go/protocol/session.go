@@ -74,21 +74,17 @@ func Accept(runtimeName, runtimeVersion string) (*Session, Load, error) {
 	}
 }
 
-// acceptOne listens under another name first: once the socket has its own, connecting to it succeeds.
+// acceptOne listens under the final name at once: a snapshot loses the name of a socket that was renamed.
 func acceptOne(path string) (net.Conn, error) {
 	if path == "" {
 		return nil, errors.New(SocketVariable + " is not set: this program is started by thaw")
 	}
-	temporary := path + ".tmp"
-	listener, err := net.ListenUnix("unix", &net.UnixAddr{Name: temporary, Net: "unix"})
+	listener, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
 	if err != nil {
 		return nil, err
 	}
 	defer listener.Close()
 	listener.SetUnlinkOnClose(false)
-	if err := os.Rename(temporary, path); err != nil {
-		return nil, err
-	}
 	return listener.Accept()
 }
 

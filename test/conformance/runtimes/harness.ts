@@ -2,7 +2,7 @@ import { type ChildProcess, spawn } from 'node:child_process'
 import { once } from 'node:events'
 import { existsSync, watch } from 'node:fs'
 import { mkdtemp, rm } from 'node:fs/promises'
-import { type AddressInfo, createServer, connect as dial, type Server, type Socket } from 'node:net'
+import { type AddressInfo, createServer, type Server, type Socket } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import {
@@ -27,6 +27,7 @@ import {
   resultMetaSchema,
 } from '@thaw/protocol'
 import type { z } from 'zod'
+import { connectUnixSocket } from '../../../packages/server/src/drivers/socket.ts'
 
 export interface LogLine {
   source: keyof typeof logSources
@@ -204,8 +205,7 @@ export class RuntimeProcess implements AsyncDisposable {
         throw new Error(`the runtime ended with ${code} before it listened:\n${output()}`)
       })
       await Promise.race([appeared.done, early])
-      const socket = dial(socketPath)
-      await once(socket, 'connect')
+      const socket = await connectUnixSocket(socketPath)
       return new RuntimeProcess(child, exited, dir, socket, output)
     } catch (error) {
       child.kill('SIGKILL')

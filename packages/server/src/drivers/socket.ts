@@ -6,7 +6,7 @@ import { ThawError } from '@thaw/protocol'
 const O_PATH = 0x200000
 
 /**
- * Resolves when `path` exists. The folder must exist; the runtime may rename its socket to this name once it listens.
+ * Resolves when `path` exists. The folder must exist. A socket may not listen yet at that moment: see `connectUnixSocket`.
  * Rejects when `signal` aborts, with its reason.
  */
 export function waitForName(path: string, signal: AbortSignal): Promise<void> {
@@ -48,8 +48,8 @@ export function connectUnixSocket(path: string): Promise<Socket> {
 }
 
 /** A socket has a name before it listens; a program needs a moment between the two. */
-const refusedTries = 20
-const refusedPauseMs = 5
+const refusedTries = 100
+const refusedPauseMs = 1
 
 function connectTo(path: string, tries: number): Promise<Socket> {
   return new Promise((resolve, reject) => {
