@@ -28,10 +28,11 @@ export function pipeNames(pipes: OutputPipes): PipeNames {
 
 /**
  * Node.js gives children socket pairs, which cannot be part of a snapshot: their other end is outside. Pipes can, but it
- * has no call that makes one; so a shell makes two, and they are opened through its descriptors before it ends.
+ * has no call that makes one; so a shell makes two, and they are opened through its descriptors before it ends. A shell
+ * that redirects a command of its own has another descriptor 1 meanwhile: so a child says which process to look at.
  */
 const script = `exec 3<&0 4>&1
-hold() { read pid rest </proc/self/stat; echo $pid >&4; read rest <&3; }
+hold() { read pid rest </proc/self/stat; (echo $pid >&4); read rest <&3; }
 hold | read rest <&3 &
 hold | read rest <&3 &
 wait`
