@@ -35,8 +35,10 @@ export {
   type SandboxItem,
   type SandboxState,
   type SandboxStats,
+  type SandboxTree,
   type SandboxUpdate,
   type SecretItem,
+  type SnapshotItem,
   sandboxNameSchema,
   sandboxStates,
   ThawError,
@@ -75,6 +77,7 @@ export {
 } from './sandboxes/process.ts'
 export type { Sandbox } from './sandboxes/sandbox.ts'
 export type { Sandboxes, SandboxQuery } from './sandboxes/sandboxes.ts'
+export type { Forked, SnapshotQuery, Snapshots } from './sandboxes/snapshots.ts'
 export type { Secrets } from './secrets.ts'
 export type { InvocationStream } from './stream.ts'
 export { Thaw, type ThawOptions } from './thaw.ts'

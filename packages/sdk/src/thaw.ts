@@ -6,6 +6,7 @@ import { Invocations } from './invocations.ts'
 import { Keys } from './keys.ts'
 import { Pools } from './pools.ts'
 import { execute, Sandboxes } from './sandboxes/sandboxes.ts'
+import { Snapshots } from './sandboxes/snapshots.ts'
 import { Secrets } from './secrets.ts'
 
 export interface ThawOptions {
@@ -38,6 +39,7 @@ export class Thaw {
   readonly images: Images
   readonly pools: Pools
   readonly sandboxes: Sandboxes
+  readonly snapshots: Snapshots
   readonly secrets: Secrets
   readonly keys: Keys
   readonly #http: Http
@@ -55,6 +57,7 @@ export class Thaw {
     this.images = new Images(this.#http)
     this.pools = new Pools(this.#http)
     this.sandboxes = new Sandboxes(this.#http)
+    this.snapshots = new Snapshots(this.#http)
     this.secrets = new Secrets(this.#http)
     this.keys = new Keys(this.#http)
   }

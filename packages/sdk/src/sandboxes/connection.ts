@@ -7,7 +7,8 @@ import { openSocket, type Socket } from './socket.ts'
 export interface StreamMessage {
   type: string
   id?: string
-  pid?: number
+  /** null: what started is a watch. */
+  pid?: number | null
   /** base64. */
   data?: string
   exit_code?: number | null
@@ -15,6 +16,8 @@ export interface StreamMessage {
   path?: string
   event?: string
   error?: unknown
+  /** false: the process or watch that the error is about goes on. */
+  ended?: boolean
 }
 
 /** Hears messages one after the other; while it has not finished with one, the next ones wait. */

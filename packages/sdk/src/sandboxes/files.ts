@@ -23,7 +23,7 @@ export interface FileCopyOptions extends FileOptions {
 export type FileContent = string | Uint8Array | ArrayBuffer | Blob | ReadableStream<Uint8Array> | AsyncIterable<Uint8Array>
 
 export interface FileEvent {
-  /** Absolute. */
+  /** Begins as the path that is watched. */
   path: string
   event: 'create' | 'write' | 'remove' | 'rename' | 'chmod'
 }
@@ -140,9 +140,9 @@ export class SandboxFiles {
       this.#http,
       this.#sandboxId,
       (message) => {
-        if (message.type === 'watching') begun.resolve()
+        if (message.type === 'started') begun.resolve()
         else if (message.type === 'file_event') return callback({ path: message.path ?? '', event: message.event as FileEvent['event'] })
-        else if (message.type === 'error') {
+        else if (message.type === 'error' && message.ended !== false) {
           begun.reject(errorOf(message))
           ended.reject(errorOf(message))
           connection.close()

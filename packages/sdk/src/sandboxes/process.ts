@@ -204,11 +204,11 @@ export class ProcessWire {
         this.#exit.resolve({ exit_code: message.exit_code ?? 0, signal: message.signal ?? null })
         return this.close()
       case 'error':
-        return this.#fail(errorOf(message))
+        // Input that comes late for a process that reads no more is no failure of it.
+        return message.ended === false ? undefined : this.#fail(errorOf(message))
     }
   }
 
-  /** Input that comes late for a process that has ended is no failure of it. */
   #fail(error: unknown): void {
     this.ended = true
     this.#started.reject(error)
@@ -225,12 +225,17 @@ export async function startProcess(http: Http, sandboxId: string, command: Comma
   return new SandboxProcess(wire, await wire.open(http, sandboxId, first, signal))
 }
 
-export type AttachOptions = Pick<StartOptions, 'onStdout' | 'onStderr' | 'signal'>
+export interface AttachOptions extends Pick<StartOptions, 'onStdout' | 'onStderr' | 'killOnClose' | 'signal'> {
+  /** Bytes that were received already; 0: all that is kept. Default: only what comes from now on. */
+  offset?: { stdout?: number; stderr?: number } | undefined
+}
 
 /** Goes on with a process that another connection started. */
 export async function attachProcess(http: Http, sandboxId: string, pid: number, options: AttachOptions): Promise<SandboxProcess> {
+  const { offset, killOnClose, signal } = options
   const wire = new ProcessWire(options)
-  return new SandboxProcess(wire, await wire.open(http, sandboxId, { type: 'attach', pid }, options.signal))
+  const first = { type: 'attach', pid, ...given({ offset, kill_on_close: killOnClose }) }
+  return new SandboxProcess(wire, await wire.open(http, sandboxId, first, signal))
 }
 
 /** Bash where the image has it. */

@@ -1,8 +1,19 @@
-import { type ExecResult, type SandboxItem, type SandboxStats, type SandboxUpdate, ThawError } from '@thaw/protocol'
+import {
+  type ExecResult,
+  type Fork,
+  type SandboxItem,
+  type SandboxStats,
+  type SandboxTree,
+  type SandboxUpdate,
+  type SnapshotCreate,
+  type SnapshotItem,
+  ThawError,
+} from '@thaw/protocol'
 import type { CallOptions } from '../functions.ts'
 import { type Http, isOk, itemOf } from '../http.ts'
 import { type ExecOptions, runCommand } from './exec.ts'
 import { SandboxFiles } from './files.ts'
+import { pathOf } from './path.ts'
 import {
   type AttachOptions,
   attachProcess,
@@ -14,6 +25,7 @@ import {
   startProcess,
   type TerminalOptions,
 } from './process.ts'
+import { type Forked, forkSandbox, takeSnapshot } from './snapshots.ts'
 
 /**
  * One sandbox. Calls wake it where it sleeps. `await using` deletes it at the end of the block.
@@ -53,7 +65,7 @@ export class Sandbox implements AsyncDisposable {
     return startProcess(this.#http, this.id, command, options)
   }
 
-  /** Goes on with a process that was started before, here or elsewhere. Output since then is kept up to a bound. */
+  /** Goes on with a process that was started before, here or elsewhere. The last of its output, up to 1 MiB, is kept: see `offset`. */
   async attach(pid: number, options: AttachOptions = {}): Promise<SandboxProcess> {
     return attachProcess(this.#http, this.id, pid, options)
   }
@@ -66,6 +78,26 @@ export class Sandbox implements AsyncDisposable {
   /** Stops its processes where they are. The next call wakes it. */
   async pause(options: CallOptions = {}): Promise<SandboxItem> {
     return this.#change('POST', '/pause', undefined, options)
+  }
+
+  /** Puts its memory on disk and ends its processes: it costs nothing until the next call, which wakes it as it was. */
+  async hibernate(options: CallOptions = {}): Promise<SandboxItem> {
+    return this.#change('POST', '/hibernate', undefined, options)
+  }
+
+  /** Keeps it as it is now, memory and files where the driver can; it goes on. `thaw.snapshots.restore` starts from there. */
+  async snapshot(how: SnapshotCreate = {}, options: CallOptions = {}): Promise<SnapshotItem> {
+    return takeSnapshot(this.#http, this.id, how, options)
+  }
+
+  /** New sandboxes that go on from where this one is, with its memory and files; it goes on too. All of them, or an error. */
+  async fork(count = 1, how: Omit<Fork, 'count'> = {}, options: CallOptions = {}): Promise<Forked> {
+    return forkSandbox(this.#http, this.id, { ...how, count }, options)
+  }
+
+  /** What it was forked from, and all that came from there. */
+  async tree(options: CallOptions = {}): Promise<SandboxTree> {
+    return (await this.#http.json({ method: 'GET', path: `${pathOf(this.id)}/tree`, signal: options.signal })) as SandboxTree
   }
 
   async resume(options: CallOptions = {}): Promise<SandboxItem> {
@@ -91,9 +123,14 @@ export class Sandbox implements AsyncDisposable {
     await this.#http.send({ method: 'DELETE', path: pathOf(this.id), signal: options.signal, patient: true }, isOk)
   }
 
-  /** Where the server leads to a port inside. The port must be listed: `create({ ports })`, `update({ ports })`. */
-  url(port: number): string {
-    return `${this.#http.url}${pathOf(this.id)}/ports/${port}/`
+  /**
+   * Where the server leads to a port inside. The port must be listed: `create({ ports })`, `update({ ports })`. With the domain
+   * that the server has for sandboxes (`localhost` by default) the address is a host name, where web applications are at home.
+   */
+  url(port: number, options: { domain?: string | undefined } = {}): string {
+    if (options.domain === undefined) return `${this.#http.url}${pathOf(this.id)}/ports/${port}/`
+    const url = new URL(this.#http.url)
+    return `${url.protocol}//${port}-${this.id}.${options.domain}${url.port === '' ? '' : `:${url.port}`}/`
   }
 
   /** What JSON.stringify shows. */
@@ -116,8 +153,4 @@ export class Sandbox implements AsyncDisposable {
     )
     return this.item
   }
-}
-
-export function pathOf(idOrName: string): string {
-  return `/v1/sandboxes/${encodeURIComponent(idOrName)}`
 }

@@ -2,7 +2,8 @@ import type { ExecuteRequest, ExecuteResult, SandboxCreate, SandboxItem, Sandbox
 import type { CallOptions } from '../functions.ts'
 import { type Http, isOk, itemOf, pageOf } from '../http.ts'
 import { type PageQuery, Pages } from '../page.ts'
-import { pathOf, Sandbox } from './sandbox.ts'
+import { pathOf } from './path.ts'
+import { Sandbox } from './sandbox.ts'
 
 export interface SandboxQuery extends PageQuery {
   /** One or several. Default: all, ended ones included as long as their records are kept. */
