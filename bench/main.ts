@@ -7,6 +7,7 @@ import { type Row, tableOf } from './report.ts'
 import { bodies } from './suites/bodies.ts'
 import { hot } from './suites/hot.ts'
 import { idle } from './suites/idle.ts'
+import { neighbour } from './suites/neighbour.ts'
 import { sleepers } from './suites/sleepers.ts'
 import { start } from './suites/start.ts'
 import { repository, Workbench } from './workbench.ts'
@@ -15,7 +16,14 @@ import { repository, Workbench } from './workbench.ts'
 const limitMs = 460_000
 const quickLimitMs = 80_000
 
-const suites: Record<string, (bench: Workbench, generator: LoadGenerator) => Promise<Row[]>> = { hot, start, bodies, sleepers, idle }
+const suites: Record<string, (bench: Workbench, generator: LoadGenerator) => Promise<Row[]>> = {
+  hot,
+  start,
+  bodies,
+  sleepers,
+  idle,
+  neighbour,
+}
 
 /** `npm run bench -- [--json] [--quick] [--only SUITE]…`: docs/performance.md says what the rows mean. */
 async function main(): Promise<number> {
