@@ -8,13 +8,13 @@ interface Entry {
   subcommands: { name: string; description: string }[]
   options: { flags: string[]; description: string; values: readonly string[]; takesValue: boolean }[]
   /** Values of its first argument, or where to get them. */
-  argument: 'function' | 'folder' | readonly string[]
+  argument: 'function' | 'sandbox' | 'folder' | readonly string[]
 }
 
 export const shells = ['bash', 'zsh', 'fish'] as const
 export type Shell = (typeof shells)[number]
 
-/** A script that makes `shell` complete commands, options, their values, and the names of functions (asked of the server). */
+/** A script that makes `shell` complete commands, options, their values, and the names of functions and sandboxes (asked of the server). */
 export function completionScript(program: Command, shell: Shell): string {
   const entries = entriesOf(program, '', program.options)
   if (shell === 'fish') return fish(entries)
@@ -40,22 +40,24 @@ function entriesOf(command: Command, path: string, globals: readonly Option[]): 
     ],
     argument: argumentOf(command),
   }
-  return [entry, ...command.commands.flatMap((child) => entriesOf(child, `${path} ${child.name()}`.trim(), globals))]
+  const children = command.commands.flatMap((child) => [child.name(), ...child.aliases()].map((name) => ({ child, name })))
+  return [entry, ...children.flatMap(({ child, name }) => entriesOf(child, `${path} ${name}`.trim(), globals))]
 }
 
 function argumentOf(command: Command): Entry['argument'] {
   const [first] = command.registeredArguments
   if (first?.argChoices !== undefined) return first.argChoices
   if (first?.name() === 'name' || first?.name() === 'names') return 'function'
+  if (first?.name() === 'sandbox' || first?.name() === 'sandboxes') return 'sandbox'
   return first?.name() === 'dir' ? 'folder' : []
 }
 
-const listFunctions = 'thaw ls --quiet 2>/dev/null'
+const listOf = { function: 'thaw ls --quiet 2>/dev/null', sandbox: 'thaw sandbox ls --quiet 2>/dev/null' }
 
 function bash(entries: Entry[]): string {
   const cases = entries.map((entry) => {
     const words = [...entry.subcommands.map((child) => child.name), ...(typeof entry.argument === 'string' ? [] : entry.argument)]
-    const dynamic = entry.argument === 'function' ? ` $(${listFunctions})` : ''
+    const dynamic = entry.argument === 'function' || entry.argument === 'sandbox' ? ` $(${listOf[entry.argument]})` : ''
     const folders = entry.argument === 'folder' ? `\n      COMPREPLY=($(compgen -d -- "$word"))` : ''
     return `    "${entry.path}")
       options="${entry.options.flatMap((option) => option.flags).join(' ')}"
@@ -101,7 +103,8 @@ function fish(entries: Entry[]): string {
       const value = values.length > 0 ? ` -x -a ${quote(values.join(' '))}` : takesValue ? ' -r' : ''
       lines.push(`complete -c thaw -n ${quote(condition)} ${names}${value} -d ${quote(description)}`)
     }
-    if (entry.argument === 'function') lines.push(`complete -c thaw -n ${quote(condition)} -a ${quote(`(${listFunctions})`)}`)
+    if (entry.argument === 'function' || entry.argument === 'sandbox')
+      lines.push(`complete -c thaw -n ${quote(condition)} -a ${quote(`(${listOf[entry.argument]})`)}`)
     else if (entry.argument === 'folder') lines.push(`complete -c thaw -n ${quote(condition)} -a '(__fish_complete_directories)'`)
     else if (entry.argument.length > 0) lines.push(`complete -c thaw -n ${quote(condition)} -a ${quote(entry.argument.join(' '))}`)
   }

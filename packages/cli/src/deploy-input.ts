@@ -121,7 +121,7 @@ async function readConfigFile(path: string): Promise<Record<string, unknown>> {
 }
 
 /** `K=V`, or `K` to take the value of this process. */
-function environment(pairs: string[]): Record<string, string> {
+export function environment(pairs: string[]): Record<string, string> {
   const env: Record<string, string> = {}
   for (const pair of pairs) {
     const equals = pair.indexOf('=')

@@ -2,15 +2,18 @@ import { CommanderError } from 'commander'
 import { exitCodeOf, exitCodes, reportError, UsageError } from './errors.ts'
 import { Output } from './output.ts'
 import { createProgram } from './program.ts'
+import { withSeparator } from './trailing.ts'
 
 /** Runs the command that `args` names and sets the exit code of the process. The only file that may end the process. */
 export async function main(args: string[]): Promise<void> {
+  const line = withSeparator(createProgram(new Output({ json: false }), args), args)
+  const own = line.includes('--') ? line.slice(0, line.indexOf('--')) : line
   // Errors of usage come before any option is known to be there.
-  const json = args.includes('--json')
+  const json = own.includes('--json')
   const output = new Output({ json })
   endQuietlyWhenNobodyReads()
   try {
-    await createProgram(output, args).parseAsync(args, { from: 'user' })
+    await createProgram(output, own).parseAsync(line, { from: 'user' })
   } catch (error) {
     if (error instanceof CommanderError) {
       process.exitCode = error.exitCode === 0 ? exitCodes.ok : exitCodes.usage

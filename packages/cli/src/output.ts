@@ -31,6 +31,11 @@ export class Output {
     if (!process.stdout.write(bytes)) await once(process.stdout, 'drain')
   }
 
+  /** What a command in a sandbox wrote to its standard error. */
+  async errorBytes(bytes: Uint8Array): Promise<void> {
+    if (!process.stderr.write(bytes)) await once(process.stderr, 'drain')
+  }
+
   /** A remark beside the result. */
   note(text: string): void {
     this.progress.line(text)

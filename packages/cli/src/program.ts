@@ -12,7 +12,10 @@ import * as ls from './commands/ls.ts'
 import * as pool from './commands/pool.ts'
 import * as rm from './commands/rm.ts'
 import * as rollback from './commands/rollback.ts'
+import * as run from './commands/run.ts'
+import * as sandbox from './commands/sandbox.ts'
 import * as secret from './commands/secret.ts'
+import * as ssh from './commands/ssh.ts'
 import * as up from './commands/up.ts'
 import * as version from './commands/version.ts'
 import * as versions from './commands/versions.ts'
@@ -32,6 +35,9 @@ const commands = [
   rm,
   versions,
   rollback,
+  sandbox,
+  run,
+  ssh,
   doctor,
   config,
   image,
@@ -49,12 +55,13 @@ Exit codes:
   2  the command was not understood
   3  no server answers at the address
   4  the function (user code) failed
+  …  "run", "ssh", "sandbox exec" and "sandbox shell" end with the exit code of what they ran
   130  interrupted by Ctrl-C; what goes on until Ctrl-C, such as "up" and "logs -f", ends with 0`
 
 /** All commands. `args` are those of the command line: errors of usage name the command that they belong to. */
 export function createProgram(output: Output, args: readonly string[]): Command {
   const program = new Command(ownName)
-    .description('Functions that start in milliseconds, on your own machines.')
+    .description('Functions that start in milliseconds and sandboxes that live as long as you want, on your own machines.')
     .addOption(new Option('--json', 'print JSON on standard output, and errors as JSON on standard error'))
     .addOption(new Option('--url <url>', 'address of the server; default: http://127.0.0.1:8080').env('THAW_URL'))
     .version(ownVersion(), '-v, --version', 'print the version of this command')
@@ -79,9 +86,9 @@ function commandPath(program: Command, args: readonly string[]): string {
   const path: string[] = []
   let at: Command = program
   for (const word of args.filter((arg) => !arg.startsWith('-'))) {
-    const next = at.commands.find((candidate) => candidate.name() === word)
+    const next = at.commands.find((candidate) => candidate.name() === word || candidate.aliases().includes(word))
     if (next !== undefined) {
-      path.push(word)
+      path.push(next.name())
       at = next
     } else if (path.length > 0) {
       break

@@ -14,8 +14,8 @@ export class Progress {
     this.#silent = options.silent
   }
 
-  /** Runs `work`; from its second on, `label` is shown until it ends. */
-  async during<Result>(label: string, work: () => Promise<Result>): Promise<Result> {
+  /** Runs `work`; from its second on, `label` is shown until it ends. A label that changes is asked for again and again. */
+  async during<Result>(label: string | (() => string), work: () => Promise<Result>): Promise<Result> {
     if (this.#silent) return work()
     const startedMs = performance.now()
     this.stop()
@@ -40,14 +40,15 @@ export class Progress {
     this.#clear()
   }
 
-  #show(label: string, startedMs: number): void {
+  #show(label: string | (() => string), startedMs: number): void {
+    const text = typeof label === 'string' ? label : label()
     if (!this.#terminal) {
-      process.stderr.write(`${label}…\n`)
+      process.stderr.write(`${text}…\n`)
       return
     }
     const elapsedMs = performance.now() - startedMs
     const frame = frames[Math.floor(elapsedMs / frameMs) % frames.length]
-    process.stderr.write(`\r\x1b[2K${frame} ${label} (${Math.floor(elapsedMs / 1000)} s)`)
+    process.stderr.write(`\r\x1b[2K${frame} ${text} (${Math.floor(elapsedMs / 1000)} s)`)
     this.#shown = true
     this.#timer = setTimeout(() => this.#show(label, startedMs), frameMs)
   }
