@@ -242,6 +242,7 @@ export async function startApp(config: Config, onProgress: (line: string) => voi
           maxMessageBytes: limits.websocket_max_message_bytes,
           stallMs: limits.websocket_stall_ms,
         },
+        sandboxDomain: config.sandboxes.domain,
         rateLimit: { requestsPerSecond: limits.requests_per_second, requestBurst: limits.request_burst },
       },
       {

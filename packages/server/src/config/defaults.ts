@@ -80,7 +80,7 @@ export function defaultConfig(env: NodeJS.ProcessEnv, machine: Machine): Config 
       websocket_stall_ms: 30_000,
     },
     pools: { size: 2, max_size: 16, demand_ms: 300_000 },
-    sandboxes: { hibernate_after_ms: 600_000 },
+    sandboxes: { domain: 'localhost', hibernate_after_ms: 600_000 },
     retention: { invocations_ms: weekMs, logs_ms: weekMs, sandboxes_ms: 86_400_000, idempotency_ms: 86_400_000, images_ms: weekMs },
     registries: { insecure: [] },
     builds: { env: inheritedBuildEnv(env), ca_file: env.SSL_CERT_FILE || null },

@@ -109,6 +109,14 @@ export const configSchema = z.strictObject({
     demand_ms: waitMs('How long a start counts as demand: a pool holds as many as were taken within this time.'),
   }),
   sandboxes: z.strictObject({
+    domain: z
+      .string()
+      .max(190)
+      .regex(/^[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?(?:\.[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?)*$/)
+      .meta({
+        description: 'Ports of sandboxes have host names below it: {port}-{id or name}.{domain}.',
+        expected: 'a host name in lower case',
+      }),
     hibernate_after_ms: nullableWhole(
       0,
       3650 * dayMs,

@@ -14,9 +14,12 @@ interface Closing extends Open {
 export class Admission {
   readonly #keys: Keys
   readonly #limit: RateLimit
+  readonly #isOurs: (host: string) => boolean
 
-  constructor(keys: Keys, limit: RateLimit) {
+  /** `isOurs`: names of the server other than those of this machine. */
+  constructor(keys: Keys, limit: RateLimit, isOurs: (host: string) => boolean) {
     this.#keys = keys
+    this.#isOurs = isOurs
     this.#limit = limit
   }
 
@@ -24,7 +27,7 @@ export class Admission {
   admit(request: IncomingMessage, open: Closing): Caller | ThawError {
     if (!this.#keys.required) {
       return (
-        guardLoopback(request.headers.host, request.headers.origin) ??
+        guardLoopback(request.headers.host, request.headers.origin, this.#isOurs) ??
         this.#limit.take(addressOf(request.socket.remoteAddress), false) ??
         localCaller
       )

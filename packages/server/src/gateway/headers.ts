@@ -52,8 +52,8 @@ export function endToEnd(raw: readonly string[]): string[] {
   return kept
 }
 
-/** The headers of a request as the web server of a function gets them. */
-export function requestHeaders(request: IncomingMessage, invocationId: string, prefix: string): string[] {
+/** The headers of a request as a web server behind this one gets them: without keys, and with where the request came from. */
+export function forwardedHeaders(request: IncomingMessage, prefix: string): string[] {
   const kept: string[] = []
   const passed = endToEnd(request.rawHeaders)
   for (let i = 0; i < passed.length; i += 2) {
@@ -64,8 +64,15 @@ export function requestHeaders(request: IncomingMessage, invocationId: string, p
   }
   const host = request.headers.host ?? 'localhost'
   kept.push('Host', host, 'X-Forwarded-For', request.socket.remoteAddress ?? 'unknown', 'X-Forwarded-Proto', 'http')
-  kept.push('X-Forwarded-Host', host, 'X-Forwarded-Prefix', prefix, 'Thaw-Invocation-Id', invocationId)
+  kept.push('X-Forwarded-Host', host, 'X-Forwarded-Prefix', prefix)
   return kept
+}
+
+/** The headers of a request as the web server of a function gets them. */
+export function requestHeaders(request: IncomingMessage, invocationId: string, prefix: string): string[] {
+  const headers = forwardedHeaders(request, prefix)
+  headers.push('Thaw-Invocation-Id', invocationId)
+  return headers
 }
 
 /** Headers that a function chose: untrusted, so each is checked, and those of the connection are left out. */

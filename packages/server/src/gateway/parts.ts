@@ -42,5 +42,7 @@ export interface GatewayOptions {
   requestTimeoutMs: number
   maxConnections: number
   websocket: TunnelLimits
+  /** Ports of sandboxes have host names below it. */
+  sandboxDomain: string
   rateLimit: RateLimitOptions
 }

@@ -23,6 +23,7 @@ import { sandboxFileRoutes } from './routes/sandbox-files.ts'
 import { sandboxRoutes } from './routes/sandboxes.ts'
 import { secretRoutes } from './routes/secrets.ts'
 import { snapshotRoutes } from './routes/snapshots.ts'
+import { SandboxHosts } from './sandbox-hosts.ts'
 import { SandboxPaths } from './sandbox-paths.ts'
 import { parseStrictJson } from './strict-json.ts'
 import { answerUpgrade } from './upgrade.ts'
@@ -42,7 +43,8 @@ export interface Gateway {
 
 /** Starts listening. Throws when the address is taken. */
 export async function startGateway(options: GatewayOptions, parts: GatewayParts): Promise<Gateway> {
-  const admission = new Admission(parts.keys, new RateLimit(options.rateLimit))
+  const hosts = new SandboxHosts(options.sandboxDomain)
+  const admission = new Admission(parts.keys, new RateLimit(options.rateLimit), (host) => hosts.has(host))
   const invokePaths = new InvokePaths({
     active: (caller, name) => parts.functions.active(caller, name),
     invoke: (version, request, sink) => parts.invoker.invoke(version, request, sink),
@@ -53,12 +55,14 @@ export async function startGateway(options: GatewayOptions, parts: GatewayParts)
     onPlatformError: (error, { requestId, functionName, invocationId }) =>
       parts.log.warn({ err: error, request_id: requestId, function: functionName, invocation: invocationId }, 'invocation failed'),
   })
-  const sandboxPaths = new SandboxPaths(parts.sandboxes)
+  const sandboxPaths = new SandboxPaths({ sandboxes: parts.sandboxes, snapshots: parts.snapshots, hosts, websocket: options.websocket })
   const upgrade = (request: IncomingMessage, socket: Duplex, head: Buffer) => {
     const response = answerUpgrade(request, socket)
     const caller = admission.admit(request, socket)
     if (caller instanceof ThawError) return respondError(response, caller)
+    if (!hosts.has(request.headers.host)) dropApiPrefix(request)
     const { path, query } = splitUrl(request)
+    if (sandboxPaths.upgrade(caller, path, query, request, response, socket, head)) return
     invokePaths.upgrade(caller, path, query, request, response, socket, head)
   }
   let server: Server | undefined
@@ -77,7 +81,7 @@ export async function startGateway(options: GatewayOptions, parts: GatewayParts)
         keepAliveTimeout: 65_000,
         noDelay: true,
         // Anything else that asks for another protocol is answered in this one (RFC 9110, 7.8).
-        shouldUpgradeCallback: (request) => request.headers.upgrade?.toLowerCase() === 'websocket',
+        shouldUpgradeCallback: (request) => request.headers.upgrade?.toLowerCase() === 'websocket' || sandboxPaths.passesUpgrade(request),
       }
       server = createServer(settings, (request, response) => route(request, response, handler))
       server.maxConnections = options.maxConnections
@@ -91,15 +95,17 @@ export async function startGateway(options: GatewayOptions, parts: GatewayParts)
     response: ServerResponse,
     control: (request: IncomingMessage, response: ServerResponse) => void,
   ) => {
-    if (request.url?.startsWith('/api/v1/')) request.url = request.url.slice(4)
+    // Under the host name of a port every path belongs to the server inside.
+    const isHosted = hosts.has(request.headers.host)
+    if (!isHosted) dropApiPrefix(request)
     const { path, query } = splitUrl(request)
-    if (isOpenPath(path)) {
+    if (!isHosted && isOpenPath(path)) {
       const refused = parts.keys.required ? null : guardLoopback(request.headers.host, request.headers.origin)
       return refused === null ? control(request, response) : refuseUnread(request, response, refused)
     }
     const caller = admission.admit(request, response)
     if (caller instanceof ThawError) return refuseUnread(request, response, caller)
-    if (invokePaths.handle(caller, path, query, request, response)) return
+    if (!isHosted && invokePaths.handle(caller, path, query, request, response)) return
     if (sandboxPaths.handle(caller, path, query, request, response)) return
     rememberCaller(request, caller)
     control(request, response)
@@ -163,9 +169,14 @@ export async function startGateway(options: GatewayOptions, parts: GatewayParts)
     close: async () => {
       app.server.closeAllConnections()
       invokePaths.close()
+      await sandboxPaths.close()
       await app.close()
     },
   }
+}
+
+function dropApiPrefix(request: IncomingMessage): void {
+  if (request.url?.startsWith('/api/v1/')) request.url = request.url.slice(4)
 }
 
 function splitUrl(request: IncomingMessage): { path: string; query: string } {

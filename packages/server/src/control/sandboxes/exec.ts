@@ -2,6 +2,7 @@ import { type ExecRequestParsed, type ExecResult, maxOutputBytes, ThawError } fr
 import type { AgentClient, ProcessEvent, ProcessStart } from '../../agent/agent.ts'
 import { followProcess } from './follow.ts'
 import type { Lease } from './live-sandbox.ts'
+import { processEnd } from './process-end.ts'
 import { argvOf } from './sandbox-starter.ts'
 
 const stdinPieceBytes = 1024 * 1024
@@ -37,19 +38,21 @@ export async function runCommand(lease: Lease, request: ExecRequestParsed, signa
     for await (const { event } of events) {
       if (event?.start !== undefined) {
         pid = event.start.pid
+        lease.sandbox.events.started(pid, [cmd, ...args])
         if (timedOut || signal?.aborted === true) kill()
         if (stdin !== null) feed(lease.agent, pid, stdin).catch(() => undefined)
       }
       if (event?.data !== undefined) output.add(event.data)
       if (event?.end !== undefined) end = event.end
     }
+    const ended = processEnd(end ?? {})
+    if (pid !== undefined) lease.sandbox.events.ended(pid, ended)
     if (signal?.aborted === true) throw new ThawError('cancelled')
-    const killedBy = end?.exited === false ? signalOf(end.status) : null
     return {
       stdout: output.text('stdout', request.encoding),
       stderr: output.text('stderr', request.encoding),
-      exit_code: timedOut ? null : (end?.exitCode ?? 0),
-      signal: timedOut ? 'SIGKILL' : killedBy,
+      exit_code: timedOut ? null : ended.exit_code,
+      signal: timedOut ? 'SIGKILL' : ended.signal,
       timed_out: timedOut,
       duration_ms: Math.round((performance.now() - started) * 1000) / 1000,
       truncated: output.truncated,
@@ -72,11 +75,6 @@ async function feed(agent: AgentClient, pid: number, bytes: Buffer): Promise<voi
     await agent.unary('process.Process/SendInput', { process: { pid }, input: { stdin: piece.toString('base64') } })
   }
   await agent.unary('process.Process/CloseStdin', { process: { pid } })
-}
-
-/** `signal: killed` and the like, as the agent words the status of a process that a signal ended. */
-function signalOf(status: string | undefined): string | null {
-  return status?.startsWith('signal: ') === true ? status.slice(8) : null
 }
 
 class Output {

@@ -8,6 +8,12 @@ export interface FollowOptions {
   signal?: AbortSignal | undefined
 }
 
+/** A process that runs. `offset`: bytes of its output that the caller has already; default: what comes from now on. */
+export interface Attachment {
+  pid: number
+  offset?: Partial<Record<Channel, number>>
+}
+
 /** How long a sandbox may stand still, as for a snapshot, before whoever waits for it is told. */
 const stillMs = 120_000
 const firstPauseMs = 5
@@ -22,7 +28,7 @@ type Channel = 'stdout' | 'stderr' | 'pty'
  */
 export async function* followProcess(
   lease: Lease,
-  what: ProcessStart | { pid: number },
+  what: ProcessStart | Attachment,
   options: FollowOptions = {},
 ): AsyncGenerator<ProcessEvent> {
   const received: Record<Channel, number> = { stdout: 0, stderr: 0, pty: 0 }
@@ -63,20 +69,16 @@ export async function* followProcess(
     }
     await new Promise((resolve) => setTimeout(resolve, pauseMs))
     pauseMs = Math.min(pauseMs * 2, longestPauseMs)
-    stream = open(lease, { pid: pid as number }, options, received)
+    stream = open(lease, { pid: pid as number, offset: received }, options)
   }
 }
 
 const channels = ['stdout', 'stderr', 'pty'] as const
 
-async function* open(
-  lease: Lease,
-  what: ProcessStart | { pid: number },
-  options: FollowOptions,
-  offset?: Record<Channel, number>,
-): AsyncGenerator<ProcessEvent> {
+async function* open(lease: Lease, what: ProcessStart | Attachment, options: FollowOptions): AsyncGenerator<ProcessEvent> {
   if ('pid' in what) {
-    const message = { process: { pid: what.pid }, ...(offset === undefined ? {} : { offset }) }
+    const { pid, offset } = what
+    const message = { process: { pid }, ...(offset === undefined ? {} : { offset }) }
     yield* lease.agent.stream<ProcessEvent>('process.Process/Connect', message, options)
   } else yield* lease.agent.stream<ProcessEvent>('process.Process/Start', what, options)
 }

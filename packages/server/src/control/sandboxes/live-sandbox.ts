@@ -2,6 +2,7 @@ import { ThawError } from '@thaw/protocol'
 import type { AgentClient } from '../../agent/agent.ts'
 import type { SandboxRow, SandboxStore } from '../../store/store.ts'
 import type { AgentSandbox } from './agent-sandbox.ts'
+import { SandboxEvents } from './stream-events.ts'
 
 /** A sandbox that has not ended: its row, and what runs of it. */
 export class LiveSandbox {
@@ -14,6 +15,8 @@ export class LiveSandbox {
   usedAt = performance.now()
   /** Abandons its creation. */
   readonly abandoned = new AbortController()
+  /** What happens in it, for those who listen. */
+  readonly events = new SandboxEvents(() => (this.row.state === 'running' ? (this.running?.agent ?? null) : null))
   readonly #store: SandboxStore
 
   constructor(row: SandboxRow, store: SandboxStore) {
@@ -29,7 +32,11 @@ export class LiveSandbox {
   /** Changes what is kept of it: on disk first. */
   async change(change: Partial<Omit<SandboxRow, 'id' | 'tenant'>>): Promise<void> {
     await this.#store.update(this.row.id, change)
+    const before = this.row.state
     this.row = { ...this.row, ...change }
+    const { state } = this.row
+    if (state !== before && state !== 'creating')
+      this.events.emit({ type: 'process_event', event: state === 'running' ? 'resumed' : state })
   }
 }
 
