@@ -94,6 +94,7 @@ describe('an invocation that comes again', () => {
   })
 
   test('is kept although the client of the first one went away', async () => {
+    const before = await countOf('runs')
     const gone = new AbortController()
     const body = JSON.stringify({ sleep_ms: 300 })
     const headers = { 'idempotency-key': 'gone', 'content-type': 'application/json' }
@@ -102,6 +103,7 @@ describe('an invocation that comes again', () => {
     gone.abort()
     await first
     expect(await eventually(async () => (await invoke('gone', { sleep_ms: 300 })).replayed === 'true')).toBe(true)
+    expect(await countOf('runs')).toBe(before + 1)
   })
 
   test('another tenant has its own keys', async () => {

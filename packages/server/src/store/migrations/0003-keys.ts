@@ -31,8 +31,7 @@ export const keys: Migration = {
       .execute()
     await db.schema.createIndex('idempotency_created').on('idempotency').column('created_at').execute()
 
-    // A unique constraint can only be changed by making the table anew. The versions go first: dropping a table deletes its
-    // rows, and that of functions would take the versions with it.
+    // A unique constraint can only be changed by making the table anew. The versions refer to it, so they are made anew too.
     await db.schema
       .createTable('functions_new')
       .addColumn('id', 'text', (column) => column.primaryKey())
