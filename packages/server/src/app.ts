@@ -26,6 +26,8 @@ import { PoolCatalog } from './control/pool-catalog.ts'
 import { Pools } from './control/pools.ts'
 import { Collector, destroyLeftovers } from './control/reconcile.ts'
 import type { AgentSandbox } from './control/sandboxes/agent-sandbox.ts'
+import { E2bSandboxes } from './control/sandboxes/e2b.ts'
+import { E2bTemplates } from './control/sandboxes/e2b-templates.ts'
 import { Executor } from './control/sandboxes/execute.ts'
 import { Hibernation } from './control/sandboxes/hibernation.ts'
 import { Lives } from './control/sandboxes/lives.ts'
@@ -37,6 +39,7 @@ import { Scheduler } from './control/scheduler.ts'
 import { SecretCatalog } from './control/secret-catalog.ts'
 import { Secrets } from './control/secrets.ts'
 import { type RuntimePoolKey, Starter } from './control/starter.ts'
+import { DockerDriver } from './drivers/docker/index.ts'
 import { OciDriver } from './drivers/oci/index.ts'
 import { ProcessDriver } from './drivers/process/index.ts'
 import { startGateway } from './gateway/server.ts'
@@ -81,7 +84,7 @@ export async function startApp(config: Config, onProgress: (line: string) => voi
     const idempotency = new Idempotency(store.idempotency, { retentionMs: config.retention.idempotency_ms })
     closers.push(() => idempotency.close())
     const secrets = await Secrets.open(store.secrets, dataDir)
-    const drivers = new Drivers(createDrivers(dataDir), config.driver)
+    const drivers = new Drivers(createDrivers(dataDir, config.docker), config.driver)
     for (const driver of drivers.all()) closers.push(() => driver.close())
     await destroyLeftovers(drivers, log, await Sandboxes.known(store.sandboxes))
     const chosen = await drivers.defaultKind()
@@ -90,7 +93,11 @@ export async function startApp(config: Config, onProgress: (line: string) => voi
       log.warn('the process driver isolates nothing: run only code that you trust (thaw doctor says what is missing for a stronger one)')
 
     const { limits } = config
-    const images = await Images.open({ imagesDir: config.images_dir, insecureRegistries: config.registries.insecure })
+    const images = await Images.open({
+      imagesDir: config.images_dir,
+      insecureRegistries: config.registries.insecure,
+      registryAuthFile: config.registries.auth_file,
+    })
     const bundles = await Bundles.open({
       dataDir,
       limits: {
@@ -261,6 +268,8 @@ export async function startApp(config: Config, onProgress: (line: string) => voi
           results: store.results,
           imageDigest: async (request, signal) => (await sandboxStarter.plan(request, signal)).image.digest,
         }),
+        e2b: new E2bSandboxes({ sandboxes, snapshots, lives }),
+        e2bTemplates: new E2bTemplates(store.snapshots),
         keys,
         idempotency,
         metrics,
@@ -307,16 +316,20 @@ export async function createKeyOffline(config: Config, input: KeyCreate): Promis
 }
 
 /** The drivers of this machine, with what each finds here. Starts nothing that stays. */
-export async function probeDrivers(dataDir: string): Promise<DriverItem[]> {
-  return new Drivers(createDrivers(dataDir), 'auto').describe()
+export async function probeDrivers(dataDir: string, docker: Config['docker']): Promise<DriverItem[]> {
+  return new Drivers(createDrivers(dataDir, docker), 'auto').describe()
 }
 
 function isAgentPool(key: PoolKey): boolean {
   return key.folder === 'agent'
 }
 
-function createDrivers(dataDir: string) {
-  return [new OciDriver({ dataDir }), new ProcessDriver({ dataDir })]
+function createDrivers(dataDir: string, docker: Config['docker']) {
+  return [
+    new OciDriver({ dataDir }),
+    new DockerDriver({ dataDir, host: docker.host, certDir: docker.cert_dir, agent: builtAgent() }),
+    new ProcessDriver({ dataDir }),
+  ]
 }
 
 /** Sandboxes walk through it to what is shown to them, but cannot list it; what is private in it has modes of its own. */
@@ -360,7 +373,7 @@ async function stageRuntimes(dataDir: string): Promise<string> {
   const launcher = join(root, '.build', 'runtimes', 'custom', 'launcher')
   if (existsSync(launcher)) cpSync(launcher, join(target, 'custom', 'launcher'))
   mkdirSync(join(target, 'agent'), { mode: 0o755 })
-  const agent = join(root, '.build', 'agent', `thaw-agent-linux-${process.arch === 'arm64' ? 'arm64' : 'amd64'}`)
+  const agent = builtAgent()
   if (existsSync(agent)) cpSync(agent, join(target, 'agent', 'thaw-agent'))
   await compilePython(join(target, 'python'))
   return target
@@ -374,6 +387,11 @@ async function compilePython(dir: string): Promise<void> {
   await promisify(execFile)('/usr/bin/python3', ['-I', '-m', 'compileall', '-q', '--invalidation-mode', 'unchecked-hash', dir]).catch(
     () => undefined,
   )
+}
+
+/** The agent's program for this machine, as the bootstrap of the installation builds it. */
+function builtAgent(): string {
+  return join(findUp('runtimes'), '.build', 'agent', `thaw-agent-linux-${process.arch === 'arm64' ? 'arm64' : 'amd64'}`)
 }
 
 /** The nearest folder above this file that has a folder of this name. */

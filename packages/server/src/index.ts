@@ -41,5 +41,6 @@ export async function createKey(input: KeyCreate, options: { flags?: Record<stri
 
 /** What the drivers find on this machine, without starting a server. */
 export async function probeDrivers(): Promise<DriverItem[]> {
-  return probe(loadConfig().config.data_dir)
+  const { config } = loadConfig()
+  return probe(config.data_dir, config.docker)
 }

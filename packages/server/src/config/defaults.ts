@@ -82,8 +82,12 @@ export function defaultConfig(env: NodeJS.ProcessEnv, machine: Machine): Config 
     pools: { size: 2, max_size: 16, demand_ms: 300_000 },
     sandboxes: { domain: 'localhost', hibernate_after_ms: 600_000 },
     retention: { invocations_ms: weekMs, logs_ms: weekMs, sandboxes_ms: 86_400_000, idempotency_ms: 86_400_000, images_ms: weekMs },
-    registries: { insecure: [] },
+    registries: { insecure: [], auth_file: null },
     builds: { env: inheritedBuildEnv(env), ca_file: env.SSL_CERT_FILE || null },
+    docker: {
+      host: env.DOCKER_HOST || 'unix:///var/run/docker.sock',
+      cert_dir: env.DOCKER_TLS_VERIFY ? env.DOCKER_CERT_PATH || join(machine.home, '.docker') : null,
+    },
     shutdown: { drain_ms: 10_000 },
   }
 }

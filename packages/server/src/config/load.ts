@@ -30,7 +30,7 @@ interface Setting {
 /** Variables that begin with THAW_ and mean something else: to the client, the installer, or the choice of the file. */
 const reservedVariables = new Set(['THAW_URL', 'THAW_API_KEY', 'THAW_NO_INSTALL', 'THAW_CONFIG'])
 
-const pathKeys = ['data_dir', 'images_dir', 'builds.ca_file']
+const pathKeys = ['data_dir', 'images_dir', 'builds.ca_file', 'registries.auth_file', 'docker.cert_dir']
 
 /**
  * Reads the configuration: defaults < file < environment (`THAW_LIMITS__QUEUE_LENGTH`) < flags. `builds.env` is merged

@@ -65,9 +65,9 @@ export const configSchema = z.strictObject({
   port: whole(0, 65_535, 'TCP port to listen on; 0 takes any free one.'),
   data_dir: path('Folder of the database and the code archives; one server per folder.'),
   images_dir: path('Folder of the unpacked images; can be deleted while no server runs.'),
-  driver: z.enum(['auto', ...driverKinds.filter((kind) => kind === 'process' || kind === 'oci')]).meta({
+  driver: z.enum(['auto', ...driverKinds.filter((kind) => kind === 'process' || kind === 'oci' || kind === 'docker')]).meta({
     description: 'Driver of functions that name none; auto takes the strongest that works on this machine.',
-    expected: 'one of auto, process, oci',
+    expected: 'one of auto, process, oci, docker',
   }),
   auth: z.enum(authModes).meta({
     description: 'Whether requests need an API key; auto: from the first key on, and wherever the server can be reached over a network.',
@@ -140,12 +140,26 @@ export const configSchema = z.strictObject({
           .regex(/^[^\s/]+$/),
       )
       .meta({ description: 'Registries that are reached over plain HTTP.', expected: 'a list of host or host:port' }),
+    auth_file: pathSchema
+      .nullable()
+      .meta({ description: 'Credentials for registries, as docker login and skopeo login write them.', expected: 'a path or null' }),
   }),
   builds: z.strictObject({
     env: envSchema.meta({ description: 'Environment of dependency installation.', expected: 'names with text values' }),
     ca_file: pathSchema
       .nullable()
       .meta({ description: 'PEM file of certificate authorities that dependency installation trusts.', expected: 'a path or null' }),
+  }),
+  docker: z.strictObject({
+    host: z
+      .string()
+      .min(1)
+      .max(4096)
+      .regex(/^[^\s\0]+$/)
+      .meta({ description: 'Address of the engine of the driver docker.', expected: 'unix:///path or tcp://host:port' }),
+    cert_dir: pathSchema
+      .nullable()
+      .meta({ description: 'Folder with ca.pem, cert.pem and key.pem for an engine that speaks TLS.', expected: 'a path or null' }),
   }),
   shutdown: z.strictObject({
     drain_ms: whole(0, dayMs, 'How long running invocations may go on after the server was asked to stop.'),

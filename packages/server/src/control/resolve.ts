@@ -24,8 +24,15 @@ export function resolveConfig(config: FunctionConfig, driver: ResolvedConfig['dr
   if (codeImage !== undefined && config.command === undefined) {
     throw refuse('Code that comes with its image needs a command.', 'Give command: the program and its arguments.')
   }
-  const image = codeImage ?? config.image ?? (driver === 'process' || config.runtime === 'custom' ? 'host' : config.runtime)
+  const image = codeImage ?? config.image ?? defaultImage(config.runtime, driver)
   return { ...config, contract, driver, image, handler: config.handler ?? defaultHandler(config.runtime, contract) }
+}
+
+/** A program that needs nothing of an image gets the tools of this host, but an engine elsewhere has no view of those. */
+function defaultImage(runtime: FunctionConfig['runtime'], driver: ResolvedConfig['driver']): string {
+  if (driver === 'process') return 'host'
+  if (runtime !== 'custom') return runtime
+  return driver === 'docker' ? 'base' : 'host'
 }
 
 function isPort(text: string): boolean {

@@ -3,14 +3,16 @@ import type { CreateSpec, Handle } from './driver.ts'
 
 /**
  * What `create` promises in every driver: `start` is given up when its time is over or `signal` aborts, and whenever it
- * fails, `undo` has removed all of it before the error comes.
+ * fails, `undo` has removed all of it before the error comes. `gpus`: the driver can give them to a sandbox.
  */
 export async function startWithin(
   spec: CreateSpec,
   signal: AbortSignal | undefined,
   start: (stop: AbortSignal) => Promise<void>,
   undo: () => Promise<void>,
+  { gpus = false } = {},
 ): Promise<Handle> {
+  if (spec.gpus !== undefined && !gpus) throw new ThawError('gpu_unavailable', 'This driver cannot give GPUs to a sandbox.')
   const started = performance.now()
   const timeout = AbortSignal.timeout(spec.start_timeout_ms)
   try {

@@ -4,7 +4,7 @@ import { AgentClient } from '../../agent/agent.ts'
 import { type CreateSpec, type Driver, insidePaths, type Prepared } from '../../drivers/driver.ts'
 import { defaultPath } from '../launch.ts'
 
-export type AgentSpec = Pick<CreateSpec, 'network' | 'resources' | 'snapshot'>
+export type AgentSpec = Pick<CreateSpec, 'network' | 'resources' | 'gpus' | 'snapshot'>
 
 /** A started sandbox whose agent listens. It belongs to nobody yet, or to one sandbox of the API. */
 export class AgentSandbox {

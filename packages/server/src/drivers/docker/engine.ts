@@ -37,15 +37,13 @@ const maxAnswerBytes = 32 * 1024 * 1024
  */
 export class Engine {
   readonly host: string
-  readonly #connection: RequestOptions
-  readonly #request: typeof requestHttp
+  readonly #options: EngineOptions
+  #connection: { options: RequestOptions; request: typeof requestHttp } | undefined
   #prefix: Promise<string> | undefined
 
   constructor(options: EngineOptions) {
     this.host = options.host
-    const { connection, tls } = connectionOf(options)
-    this.#connection = connection
-    this.#request = tls ? requestHttps : requestHttp
+    this.#options = options
   }
 
   /** The JSON that the engine answers; undefined where it answers nothing. */
@@ -99,8 +97,10 @@ export class Engine {
     const target = `${await this.#versioned(path)}${queryText(query)}`
     const payload = body === undefined ? undefined : Buffer.from(JSON.stringify(body))
     const stops = [signal, timeoutMs === null ? undefined : AbortSignal.timeout(timeoutMs)].filter((stop) => stop !== undefined)
-    const request = this.#request({
-      ...this.#connection,
+    // Read at the first call: an address that is none concerns nobody who does not use the engine.
+    this.#connection ??= connectionOf(this.#options)
+    const request = this.#connection.request({
+      ...this.#connection.options,
       agent: false,
       method,
       path: target,
@@ -196,8 +196,8 @@ function explain(code: string, host: string): { message: string; fix: string } {
   }
 }
 
-function connectionOf({ host, certDir }: EngineOptions): { connection: RequestOptions; tls: boolean } {
-  if (host.startsWith('unix://')) return { connection: { socketPath: host.slice('unix://'.length) }, tls: false }
+function connectionOf({ host, certDir }: EngineOptions): { options: RequestOptions; request: typeof requestHttp } {
+  if (host.startsWith('unix://')) return { options: { socketPath: host.slice('unix://'.length) }, request: requestHttp }
   const url = URL.canParse(host) ? new URL(host) : null
   if (url === null || !['tcp:', 'http:', 'https:'].includes(url.protocol) || url.hostname === '') {
     throw new ThawError('config_invalid', `docker.host is ${JSON.stringify(host)}, which is no address of a Docker engine.`, {
@@ -205,13 +205,13 @@ function connectionOf({ host, certDir }: EngineOptions): { connection: RequestOp
     })
   }
   const tls = certDir !== null || url.protocol === 'https:'
-  const connection: RequestOptions & { ca?: Buffer; cert?: Buffer; key?: Buffer } = {
+  const options: RequestOptions & { ca?: Buffer; cert?: Buffer; key?: Buffer } = {
     host: url.hostname.replace(/^\[|\]$/g, ''),
     port: url.port === '' ? (tls ? 2376 : 2375) : Number(url.port),
   }
   if (certDir !== null) {
     try {
-      for (const name of ['ca', 'cert', 'key'] as const) connection[name] = readFileSync(join(certDir, `${name}.pem`))
+      for (const name of ['ca', 'cert', 'key'] as const) options[name] = readFileSync(join(certDir, `${name}.pem`))
     } catch (cause) {
       throw new ThawError('config_invalid', `docker.cert_dir cannot be read: ${(cause as Error).message}`, {
         fix: 'It must hold ca.pem, cert.pem and key.pem.',
@@ -219,7 +219,7 @@ function connectionOf({ host, certDir }: EngineOptions): { connection: RequestOp
       })
     }
   }
-  return { connection, tls }
+  return { options, request: tls ? requestHttps : requestHttp }
 }
 
 function queryText(query: NonNullable<CallOptions['query']>): string {

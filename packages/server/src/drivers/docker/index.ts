@@ -115,6 +115,7 @@ export class DockerDriver implements Driver {
       signal,
       (stop) => this.#start(spec, stop),
       () => this.destroy(spec.id),
+      { gpus: true },
     )
   }
 
