@@ -15,6 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"thaw/agent/internal/account"
 	"thaw/agent/internal/connect"
 	"thaw/agent/internal/files"
 	"thaw/agent/internal/process"
@@ -29,6 +30,7 @@ type initRequest struct {
 	Timestamp      *time.Time        `json:"timestamp"`
 	DefaultUser    *string           `json:"defaultUser"`
 	DefaultWorkdir *string           `json:"defaultWorkdir"`
+	MakeUser       bool              `json:"makeUser"` // The default user is made where the image does not have it.
 	Files          []initFile        `json:"files"`
 	Main           *mainProcess      `json:"main"`
 	Entropy        []byte            `json:"entropyBase64"`
@@ -96,6 +98,11 @@ func (s *Server) apply(req *initRequest) error {
 	for name, value := range req.EnvVars {
 		if name == "" || strings.ContainsAny(name, "=\x00") || strings.ContainsRune(value, 0) {
 			return connect.Errorf(connect.InvalidArgument, "envVars: %q cannot be set", name)
+		}
+	}
+	if req.MakeUser && req.DefaultUser != nil && os.Getpid() == 1 {
+		if err := account.Make(*req.DefaultUser); err != nil {
+			return connect.Errorf(connect.InvalidArgument, "defaultUser: %v", err)
 		}
 	}
 	if req.DefaultUser != nil && *req.DefaultUser != "" {

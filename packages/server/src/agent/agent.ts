@@ -12,6 +12,8 @@ export interface AgentInit {
   /** ISO 8601; clones set their clocks' offset by it where they can. */
   timestamp?: string
   defaultUser?: string
+  /** The default user is made where the image does not have it. */
+  makeUser?: boolean
   defaultWorkdir?: string
   files?: { path: string; contentBase64: string; mode?: number; owner?: string }[]
   main?: { cmd: string; args: string[]; envs: Record<string, string>; cwd?: string }
