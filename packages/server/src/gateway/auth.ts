@@ -41,6 +41,14 @@ export class Admission {
     return caller
   }
 
+  /** Lets in what brings a token of another kind, or needs none. The error to refuse it with, or null. */
+  passage(request: IncomingMessage, checkOrigin: boolean): ThawError | null {
+    const { host, origin } = request.headers
+    const { required } = this.#keys
+    const guarded = required ? null : guardLoopback(host, checkOrigin ? origin : undefined, this.#isOurs)
+    return guarded ?? this.#limit.take(addressOf(request.socket.remoteAddress), required)
+  }
+
   #unauthorized(key: string | null): ThawError {
     if (this.#keys.lockedOut) {
       return new ThawError('unauthorized', 'Requests need an API key, and this server has none.', {

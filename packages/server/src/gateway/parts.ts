@@ -6,6 +6,8 @@ import type { Invoker } from '../control/invoker.ts'
 import type { Keys } from '../control/keys.ts'
 import type { Platform } from '../control/platform.ts'
 import type { PoolCatalog } from '../control/pool-catalog.ts'
+import type { E2bSandboxes } from '../control/sandboxes/e2b.ts'
+import type { E2bTemplates } from '../control/sandboxes/e2b-templates.ts'
 import type { Executor } from '../control/sandboxes/execute.ts'
 import type { Sandboxes } from '../control/sandboxes/sandboxes.ts'
 import type { Snapshots } from '../control/sandboxes/snapshots.ts'
@@ -29,6 +31,8 @@ export interface GatewayParts {
   sandboxes: Sandboxes
   snapshots: Snapshots
   executor: Executor
+  e2b: E2bSandboxes
+  e2bTemplates: E2bTemplates
   metrics: Metrics
   log: Logger
 }

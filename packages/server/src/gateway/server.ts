@@ -5,7 +5,11 @@ import multipart from '@fastify/multipart'
 import { newId, ThawError, toThawError } from '@thaw/protocol'
 import Fastify, { type FastifyError, type FastifyInstance } from 'fastify'
 import { hasZodFastifySchemaValidationErrors, serializerCompiler, validatorCompiler, type ZodTypeProvider } from 'fastify-type-provider-zod'
+import { SandboxPorts } from '../control/sandboxes/ports.ts'
 import { Admission, isOpenPath, rememberCaller } from './auth.ts'
+import { respondE2bError } from './e2b/errors.ts'
+import { isE2bPath, registerE2b } from './e2b/index.ts'
+import { E2bTraffic } from './e2b/traffic.ts'
 import { guardLoopback } from './guard.ts'
 import { InvokePaths } from './invoke.ts'
 import { describeApi } from './openapi.ts'
@@ -25,6 +29,7 @@ import { secretRoutes } from './routes/secrets.ts'
 import { snapshotRoutes } from './routes/snapshots.ts'
 import { SandboxHosts } from './sandbox-hosts.ts'
 import { SandboxPaths } from './sandbox-paths.ts'
+import { PortProxy } from './sandbox-ports.ts'
 import { parseStrictJson } from './strict-json.ts'
 import { answerUpgrade } from './upgrade.ts'
 
@@ -56,8 +61,11 @@ export async function startGateway(options: GatewayOptions, parts: GatewayParts)
       parts.log.warn({ err: error, request_id: requestId, function: functionName, invocation: invocationId }, 'invocation failed'),
   })
   const sandboxPaths = new SandboxPaths({ sandboxes: parts.sandboxes, snapshots: parts.snapshots, hosts, websocket: options.websocket })
+  const e2bPorts = new PortProxy(new SandboxPorts(parts.sandboxes), options.websocket)
+  const e2bTraffic = new E2bTraffic({ e2b: parts.e2b, hosts, ports: e2bPorts, admission })
   const upgrade = (request: IncomingMessage, socket: Duplex, head: Buffer) => {
     const response = answerUpgrade(request, socket)
+    if (e2bTraffic.upgrade(request, response, socket, head)) return
     const caller = admission.admit(request, socket)
     if (caller instanceof ThawError) return respondError(response, caller)
     if (!hosts.has(request.headers.host)) dropApiPrefix(request)
@@ -95,6 +103,7 @@ export async function startGateway(options: GatewayOptions, parts: GatewayParts)
     response: ServerResponse,
     control: (request: IncomingMessage, response: ServerResponse) => void,
   ) => {
+    if (e2bTraffic.handle(request, response)) return
     // Under the host name of a port every path belongs to the server inside.
     const isHosted = hosts.has(request.headers.host)
     if (!isHosted) dropApiPrefix(request)
@@ -104,7 +113,7 @@ export async function startGateway(options: GatewayOptions, parts: GatewayParts)
       return refused === null ? control(request, response) : refuseUnread(request, response, refused)
     }
     const caller = admission.admit(request, response)
-    if (caller instanceof ThawError) return refuseUnread(request, response, caller)
+    if (caller instanceof ThawError) return (isE2bPath(path) ? respondE2bError : refuseUnread)(request, response, caller)
     if (!isHosted && invokePaths.handle(caller, path, query, request, response)) return
     if (sandboxPaths.handle(caller, path, query, request, response)) return
     rememberCaller(request, caller)
@@ -156,6 +165,7 @@ export async function startGateway(options: GatewayOptions, parts: GatewayParts)
     sandboxRoutes(routes, parts)
     sandboxFileRoutes(routes, parts)
     snapshotRoutes(routes, parts)
+    await registerE2b(routes, { ...parts, templates: parts.e2bTemplates, sandboxDomain: options.sandboxDomain }, fromFastify)
   })
   await app.ready()
   await listen(app.server, options)
@@ -169,6 +179,7 @@ export async function startGateway(options: GatewayOptions, parts: GatewayParts)
     close: async () => {
       app.server.closeAllConnections()
       invokePaths.close()
+      e2bPorts.close()
       await sandboxPaths.close()
       await app.close()
     },

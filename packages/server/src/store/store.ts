@@ -215,7 +215,22 @@ export interface RecordStore {
 }
 
 /** What a sandbox was asked to be; `image` is always set. */
-export type SandboxSpec = Omit<SandboxCreateParsed, 'image' | 'driver' | 'name' | 'snapshot_id'> & { image: string }
+export type SandboxSpec = Omit<SandboxCreateParsed, 'image' | 'driver' | 'name' | 'snapshot_id'> & { image: string; e2b?: E2bFacet }
+
+/** What is special about a sandbox that a client of E2B made. */
+export interface E2bFacet {
+  /** As the client named it. */
+  template: string
+  /** Whoever calls its agent shows the token; else the server does it for everyone. */
+  secure: boolean
+  /** Its ports are open to all who know its id; else to those who show a token. */
+  public_traffic: boolean
+  /** Traffic wakes it. */
+  auto_resume: boolean
+  /** Account of calls that name none; made where the image has no such account. */
+  user: string
+  workdir?: string
+}
 
 export interface SandboxRow {
   id: string

@@ -17,6 +17,8 @@ export class LiveSandbox {
   readonly abandoned = new AbortController()
   /** What happens in it, for those who listen. */
   readonly events = new SandboxEvents(() => (this.row.state === 'running' ? (this.running?.agent ?? null) : null))
+  /** Called before it falls asleep, for whoever would wait for an answer in vain. */
+  readonly onSleep = new Set<() => void>()
   readonly #store: SandboxStore
 
   constructor(row: SandboxRow, store: SandboxStore) {

@@ -172,6 +172,7 @@ export class Lives {
     if (running.driver.pause === undefined) {
       throw new ThawError('sandbox_state_conflict', `The driver ${row.driver} cannot pause sandboxes.`, { fix: 'Choose another driver.' })
     }
+    for (const leave of [...sandbox.onSleep]) leave()
     await running.driver.pause(row.id)
     await sandbox.change({ state: 'paused', used_at: Date.now() })
   }
@@ -181,6 +182,7 @@ export class Lives {
     const { row, running } = sandbox
     if (row.state === 'hibernated') return
     if (running === null) throw endedError(row)
+    for (const leave of [...sandbox.onSleep]) leave()
     sandbox.running = null
     let id: string
     try {

@@ -1,10 +1,10 @@
 import { type BootMethod, type DriverKind, type NetworkMode, ThawError } from '@thaw/protocol'
 import type { Driver } from '../../drivers/driver.ts'
-import type { SandboxRow, SandboxSpec, SnapshotRow } from '../../store/store.ts'
+import type { E2bFacet, SandboxRow, SandboxSpec, SnapshotRow } from '../../store/store.ts'
 import type { Drivers } from '../drivers.ts'
 import type { PoolKey } from '../pool.ts'
 import type { Images, ReadyImage } from '../ports.ts'
-import { AgentSandbox, driverResources } from './agent-sandbox.ts'
+import { AgentSandbox, type AgentSpec, driverResources } from './agent-sandbox.ts'
 
 export interface SandboxStarterParts {
   drivers: Drivers
@@ -68,7 +68,7 @@ export class SandboxStarter {
     const { resources, network } = row.spec
     const started = await AgentSandbox.start(
       plan.driver,
-      { id: row.id, image, network, resources: driverResources(resources), runtimesDir: this.#parts.runtimesDir },
+      { id: row.id, image, network, ...limitsOf(resources), runtimesDir: this.#parts.runtimesDir },
       { timeoutMs: this.#parts.startTimeoutMs, signal },
     )
     try {
@@ -103,7 +103,7 @@ export class SandboxStarter {
         id: row.id,
         image: await driver.prepare(image.source),
         network: row.spec.network,
-        resources: driverResources(row.spec.resources),
+        ...limitsOf(row.spec.resources),
         runtimesDir: this.#parts.runtimesDir,
         snapshot: { dir, kind: snapshot.kind, state },
         ...(typeof resume_token === 'string' ? { token: resume_token } : {}),
@@ -150,7 +150,7 @@ export class SandboxStarter {
 }
 
 export function initOf(image: Pick<ReadyImage, 'config'>, row: SandboxRow) {
-  const { env, command } = row.spec
+  const { env, command, e2b } = row.spec
   const envVars = { ...image.config?.env, ...env, THAW_SANDBOX_ID: row.id }
   const [cmd, ...args] = command === undefined ? [] : argvOf(command)
   return {
@@ -158,9 +158,18 @@ export function initOf(image: Pick<ReadyImage, 'config'>, row: SandboxRow) {
     hostname: row.id,
     timestamp: new Date().toISOString(),
     envVars,
-    ...(image.config?.workdir ? { defaultWorkdir: image.config.workdir } : {}),
+    ...(e2b === undefined ? imageDefaults(image) : e2bDefaults(row, e2b)),
     ...(cmd === undefined ? {} : { main: { cmd, args, envs: {} } }),
   }
+}
+
+function imageDefaults({ config }: Pick<ReadyImage, 'config'>) {
+  return config?.workdir ? { defaultWorkdir: config.workdir } : {}
+}
+
+/** Clients of E2B expect an account of their own, and to be in its home. The process driver has those of the host alone. */
+function e2bDefaults({ driver }: SandboxRow, { user, workdir = '' }: E2bFacet) {
+  return driver === 'process' ? { defaultWorkdir: workdir } : { defaultUser: user, makeUser: true, defaultWorkdir: workdir }
 }
 
 /** Text is for a shell. */
@@ -179,4 +188,8 @@ export function checkDriver(driver: Driver, spec: SandboxSpec): void {
       fix: 'Leave idle_ms and on_timeout out, or choose another driver.',
     })
   }
+}
+
+function limitsOf(resources: SandboxSpec['resources']): Pick<AgentSpec, 'resources' | 'gpus'> {
+  return { resources: driverResources(resources), ...(resources.gpus === undefined ? {} : { gpus: resources.gpus }) }
 }

@@ -24,6 +24,9 @@ export interface SandboxesParts {
   starter: SandboxStarter
 }
 
+/** `e2b`: for clients of E2B. */
+type SandboxRequest = SandboxCreateParsed & Pick<SandboxSpec, 'e2b'>
+
 /** The sandboxes of the API, as callers see them: what a caller may not see does not exist for it. */
 export class Sandboxes {
   readonly #parts: SandboxesParts
@@ -41,7 +44,7 @@ export class Sandboxes {
   }
 
   /** `created`: false where a sandbox of this name was there already, which is given back as it is. */
-  async create(caller: Caller, request: SandboxCreateParsed): Promise<{ item: SandboxItem; created: boolean }> {
+  async create(caller: Caller, request: SandboxRequest): Promise<{ item: SandboxItem; created: boolean }> {
     return this.named(caller, request.name, () => this.#create(caller, request))
   }
 
@@ -59,7 +62,7 @@ export class Sandboxes {
     })
   }
 
-  async #create(caller: Caller, { image, driver, name, snapshot_id: _, ...rest }: SandboxCreateParsed): Promise<SandboxItem> {
+  async #create(caller: Caller, { image, driver, name, snapshot_id: _, ...rest }: SandboxRequest): Promise<SandboxItem> {
     if (this.#lives.closed) throw new ThawError('shutting_down')
     const { starter } = this.#parts
     const plan = await starter.plan({ image, driver }, new AbortController().signal)

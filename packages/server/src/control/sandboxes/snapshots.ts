@@ -34,8 +34,11 @@ export interface SnapshotsParts {
 const unhealthyAfter = 3
 const restoreMs = 60_000
 
+/** What the API of thaw does not offer. `network` is for snapshots of files: memory has its network already. */
+type RestoreMore = Partial<Pick<SandboxSpec, 'e2b' | 'network'>>
+
 /** What a clone gets for itself. */
-interface Share extends Partial<RestoreParsed> {
+interface Share extends Partial<RestoreParsed>, RestoreMore {
   parent_id: string | null
   snapshot_id: string | null
 }
@@ -144,7 +147,7 @@ export class Snapshots {
   }
 
   /** A new sandbox that goes on where the snapshot was taken. */
-  async restore(caller: Caller, id: string, request: RestoreParsed): Promise<{ item: SandboxItem; created: boolean }> {
+  async restore(caller: Caller, id: string, request: RestoreParsed & RestoreMore): Promise<{ item: SandboxItem; created: boolean }> {
     const snapshot = await this.row(caller, id)
     if (snapshot.state !== 'ready') {
       throw new ThawError('snapshot_corrupt', `The snapshot ${id} is ${snapshot.state}.`, { details: snapshot.error })
