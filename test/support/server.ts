@@ -19,14 +19,19 @@ export async function startServer(flags: Record<string, unknown> = {}): Promise<
   const dir = tempDir()
   const dataDir = join(dir.path, 'data')
   const server = await runServer({ flags: { port: 0, data_dir: dataDir, log_level: 'silent', ...flags } })
+  const end = async () => {
+    await deleteSandboxes(server.url)
+    await server.close()
+    dir[Symbol.dispose]()
+  }
+  let ended: Promise<void> | undefined
   return {
     url: server.url,
     thaw: new Thaw({ url: server.url }),
     dataDir,
-    [Symbol.asyncDispose]: async () => {
-      await deleteSandboxes(server.url)
-      await server.close()
-      dir[Symbol.dispose]()
+    [Symbol.asyncDispose]: () => {
+      ended ??= end()
+      return ended
     },
   }
 }
