@@ -158,9 +158,9 @@ async function provideCriu() {
   if (process.platform !== 'linux' || process.getuid() !== 0 || hasCriu()) return
   const told = join(buildDir, 'told-criu')
   if (existsSync(told)) return
-  if (!mayInstall || !canInstallCriu()) say('CRIU 4 is missing: without it, memory snapshots are not possible (docs/snapshots.md).')
+  if (!mayInstall || !canInstallCriu()) say('a recent CRIU is missing: without it, memory snapshots are not possible (docs/snapshots.md).')
   else if (await agreed([missing])) {
-    say('installing CRIU, with its libraries, in /opt/thaw/criu (packages of Debian 13)')
+    say('installing CRIU, with its libraries, in /opt/thaw/criu (packages of Debian)')
     try {
       installCriu()
       return
