@@ -1,22 +1,28 @@
-// Memory snapshots need CRIU 4: older ones fail on newer kernels. Debian 12 has 3.17, and Debian 13's package asks for a
-// newer C library than the system's. So its package and the libraries that it needs are unpacked into a folder of their own,
-// where it runs with that folder's loader; the system's packages and apt's own state stay as they are.
+// Memory snapshots need CRIU 4, and from Linux 6.16 on CRIU 4.2: older ones cannot keep any TCP socket there. Debian 12 has 3.17,
+// Debian 13 has 4.1, and the next one's package asks for a newer C library than theirs. So that package and the libraries that
+// it needs are unpacked into a folder of their own, where it runs with that folder's loader; the system's packages and apt's
+// own state stay as they are.
 import { spawnSync } from 'node:child_process'
 import { chmodSync, existsSync, mkdirSync, mkdtempSync, readdirSync, renameSync, rmSync, writeFileSync } from 'node:fs'
-import { tmpdir } from 'node:os'
+import { release, tmpdir } from 'node:os'
 import { dirname, join } from 'node:path'
 
 /** Where the oci driver looks for it, before the system's own. */
 export const criuPrefix = '/opt/thaw/criu'
-const wantedMajor = 4
-const suite = 'trixie'
+const wanted = newKernel() ? 4.2 : 4
+const suite = 'forky'
 const keyring = '/usr/share/keyrings/debian-archive-keyring.gpg'
+
+function newKernel() {
+  const [major = 0, minor = 0] = release().split('.').map(Number)
+  return major > 6 || (major === 6 && minor >= 16)
+}
 
 /** Whether a criu that is new enough is here. */
 export function hasCriu() {
   return [join(criuPrefix, 'bin/criu'), 'criu'].some((program) => {
     const { status, stdout } = spawnSync(program, ['--version'], { encoding: 'utf8' })
-    return status === 0 && Number(/^Version: (\d+)\./m.exec(stdout)?.[1]) >= wantedMajor
+    return status === 0 && Number(/^Version: (\d+\.\d+)/m.exec(stdout)?.[1]) >= wanted
   })
 }
 

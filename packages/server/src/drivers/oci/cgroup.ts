@@ -158,7 +158,8 @@ function v1(root: string): Cgroups {
   const trees = subfolders(root)
   const memory = join(root, 'memory')
   // Not cpuset: a group of it takes nobody in before its processors and memory nodes are listed, and nothing is limited by it.
-  const joined = trees.filter((tree) => tree !== 'cpuset')
+  // Memory first: who is in any of the groups is in that one, where `processes` looks.
+  const joined = trees.filter((tree) => tree !== 'cpuset').sort((a, b) => Number(b === 'memory') - Number(a === 'memory'))
   return {
     version: 1,
     memoryBytes: (path) => readNumber(join(memory, path, 'memory.usage_in_bytes')),

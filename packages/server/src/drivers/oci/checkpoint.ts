@@ -1,4 +1,5 @@
 import { type ChildProcess, spawn } from 'node:child_process'
+import { createHash } from 'node:crypto'
 import { chmodSync, chownSync, mkdirSync, readdirSync, readFileSync, rmSync, statSync } from 'node:fs'
 import { join } from 'node:path'
 import { createInterface } from 'node:readline'
@@ -16,8 +17,11 @@ export interface MemoryState {
   mounts: OutsideMount[]
   /** Those of stdout and stderr; none for a sandbox with an agent. */
   pipes: PipeNames | null
-  /** Sizes of the files of the memory image, in bytes: a file that was cut off must not reach CRIU, which may hang on it. */
-  files: Record<string, number>
+  /**
+   * The files of the memory image. What was cut off or changed must not reach CRIU, which may hang on it; only the large ones, whose
+   * every byte is memory of a process, are for the keeper of the snapshot alone to check.
+   */
+  files: Record<string, { bytes: number; sha256: string | null }>
   root: 'readonly' | 'writable'
 }
 
@@ -105,7 +109,10 @@ export async function checkpoint(input: CheckpointInput): Promise<{ frozenMs: nu
   }
   rmSync(stage, { recursive: true })
   rmSync(join(memory, 'dump.log'), { force: true })
-  for (const name of readdirSync(memory)) state.files[name] = statSync(join(memory, name)).size
+  for (const name of readdirSync(memory)) {
+    const bytes = statSync(join(memory, name)).size
+    state.files[name] = { bytes, sha256: bytes <= smallImageBytes ? digestOf(join(memory, name)) : null }
+  }
   ownImages(memory)
   return { frozenMs, state }
 }
@@ -235,6 +242,12 @@ class Steps {
     }
     await this.#closed
   }
+}
+
+const smallImageBytes = 1024 * 1024
+
+export function digestOf(path: string): string {
+  return createHash('sha256').update(readFileSync(path)).digest('hex')
 }
 
 /** Bytes that programs can still get, by proc(5). */

@@ -89,6 +89,17 @@ export function ociConfig(input: ConfigInput): object {
         source: 'shm',
         options: ['nosuid', 'noexec', 'nodev', 'mode=1777', `size=${spec.resources.tmp_mib}m`, 'nr_inodes=4096'],
       },
+      // Terminals: for sandboxes that people work in.
+      ...(spec.ready === 'agent'
+        ? [
+            {
+              destination: '/dev/pts',
+              type: 'devpts',
+              source: 'devpts',
+              options: ['nosuid', 'noexec', 'newinstance', 'ptmxmode=0666', 'mode=0620', 'gid=5'],
+            },
+          ]
+        : []),
       // For secrets as files, which must not come onto a disk: all images have this folder.
       ...(spec.ready === 'runtime'
         ? [

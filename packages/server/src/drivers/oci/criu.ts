@@ -7,8 +7,11 @@ import { runCommand } from '../command.ts'
 /** Where scripts/bootstrap.mjs puts CRIU, with the libraries that it needs. */
 const prefix = '/opt/thaw/criu'
 const systemFolders = ['/usr/local/sbin', '/usr/local/bin', '/usr/sbin', '/usr/bin']
-/** Older ones fail on kernels from 6 on, and cannot leave established TCP connections out. */
-const wantedMajor = 4
+/** Older ones cannot leave established TCP connections out, and from Linux 6.16 on those before 4.2 cannot keep any TCP socket. */
+function wantedVersion(): number {
+  const [major = 0, minor = 0] = release().split('.').map(Number)
+  return major > 6 || (major === 6 && minor >= 16) ? 4.2 : 4
+}
 
 /** A CRIU that was found: how it is called, and where its knowledge of this kernel is kept. */
 export interface Criu {
@@ -33,7 +36,8 @@ export async function openCriu(dataDir: string): Promise<Criu | string> {
   for (const command of candidates()) {
     const version = await versionOf(command)
     if (version === null) found = `${command[0]} does not start`
-    else if (Number(version.split('.')[0]) < wantedMajor) found = `CRIU ${version} is too old: ${wantedMajor}.0 or newer is needed`
+    else if (Number.parseFloat(version) < wantedVersion())
+      found = `CRIU ${version} is too old: ${wantedVersion().toFixed(1)} or newer is needed`
     else {
       try {
         return { command, version, kernelFacts: await gatherKernelFacts(dataDir, command, version) }

@@ -31,8 +31,8 @@ import { makeLayer, overlayOptions } from './layer.ts'
 import { EgressNetwork, type Made } from './network.ts'
 import { closeWriteEnds, dropPipes, type OutputPipes, type PipeNames, PipeSource, pipeNames, readOutput } from './pipes.ts'
 import { hardNofileLimit, probeOci } from './probe.ts'
-import { parseState, restore } from './restore.ts'
-import { MemorySnapshots, takeSnapshot } from './snapshot.ts'
+import { parseState, Restores } from './restore.ts'
+import { MemorySnapshots, Turns, takeSnapshot } from './snapshot.ts'
 
 export interface OciOptions {
   /** Everything of this driver lies below it. */
@@ -68,6 +68,8 @@ export class OciDriver implements Driver {
   readonly #maxNofile = hardNofileLimit()
   readonly #running = new Map<string, Running>()
   readonly #destroying = new Map<string, Promise<void>>()
+  readonly #snapshots = new Turns()
+  readonly #restores = new Restores()
   #probe: Promise<Probe> | undefined
 
   constructor(options: OciOptions) {
@@ -128,6 +130,8 @@ export class OciDriver implements Driver {
       mounts.push({ source: join(dir, 'slot'), target: spec.slot, readonly: true })
     }
     let netns: string | undefined
+    // A clone of one with a network has this mount, too.
+    if (spec.network === 'none' && spec.snapshot?.kind === 'memory') writeFileSync(join(dir, 'resolv.conf'), '', { mode: 0o644 })
     if (spec.network === 'egress') {
       const network = await this.#network.create(spec.id)
       netns = network.path
@@ -189,15 +193,16 @@ export class OciDriver implements Driver {
     const mountRoot = spec.root === 'writable' ? ['mount', ...overlayOptions(dir, image), rootfs] : ['mount', '--bind', image, rootfs]
     try {
       this.#cgroups.create(cgroup)
-      const pid = await restore({
+      const pid = await this.#restores.run({
         criu: await this.#memory.engine(),
+        id: spec.id,
         dir,
         snapshotDir: snapshot.dir,
         state: parseState(snapshot.state),
-        hostname: spec.id,
         mountRoot: mountRoot.map(quote).join(' '),
         rootfs,
         given: new Map([
+          ['/etc/resolv.conf', join(dir, 'resolv.conf')],
           ...(spec.image.image.binds ?? []).map((mount) => [mount.target, mount.source] as const),
           ...spec.mounts.map((mount) => [mount.target, mount.source] as const),
           [insidePaths.runDir, runDir],
@@ -259,14 +264,9 @@ export class OciDriver implements Driver {
     const pid = this.#firstProcess(id)?.pid as number
     const dir = this.#dir(id)
     const upper = existsSync(join(dir, 'upper')) ? join(dir, 'upper') : undefined
-    return takeSnapshot(target, {
-      cgroups: this.#cgroups,
-      cgroup,
-      pid,
-      upper,
-      pipes: readJson<PipeNames>(join(dir, 'pipes.json')),
-      memory: this.#memory,
-    })
+    const pipes = readJson<PipeNames>(join(dir, 'pipes.json'))
+    const subject = { cgroups: this.#cgroups, cgroup, pid, upper, pipes, memory: this.#memory }
+    return this.#snapshots.inTurn(id, () => takeSnapshot(target, subject))
   }
 
   /** The group of a sandbox that runs. */
@@ -301,6 +301,7 @@ export class OciDriver implements Driver {
   }
 
   async #destroy(id: string): Promise<void> {
+    await this.#restores.stop(id)
     const cgroup = this.#cgroup(id)
     // Of an earlier server: its engine may still be at work on the container, and would finish it behind our back.
     if (!this.#running.has(id)) for (const pid of findProcesses((candidate) => isEngineOf(candidate, this.#dir(id)))) killQuietly(pid)

@@ -28,8 +28,9 @@ export function parseMounts(mountinfo: string): OutsideMount[] {
     const [, , , root = '', target = ''] = left.split(' ').map(unescapeOctal)
     const type = right.split(' ')[0] ?? ''
     if (target === '/') continue
-    if (type === 'tmpfs' && root === '/' && target.startsWith('/proc/')) found.push({ target, source: { kind: 'hidden' } })
-    else if (isDevice(type, root, target)) found.push({ target, source: { kind: 'device', path: `/dev${root}` } })
+    if (isDevice(type, root, target)) found.push({ target, source: { kind: 'device', path: `/dev${root}` } })
+    // By the engine, or, in what was restored before, by us.
+    else if (target.startsWith('/proc/') && type !== 'proc') found.push({ target, source: { kind: 'hidden' } })
     else if (!restored.has(type)) found.push({ target, source: { kind: 'given' } })
   }
   return found

@@ -4,19 +4,20 @@ import { join } from 'node:path'
 import { ThawError } from '@thaw/protocol'
 import { z } from 'zod'
 import { idShift } from '../driver.ts'
-import { commonOptions, type MemoryState, ownImages, snapshotFolders } from './checkpoint.ts'
+import { commonOptions, digestOf, type MemoryState, ownImages, snapshotFolders } from './checkpoint.ts'
 import { type Criu, complaints, quote } from './criu.ts'
 import { sourcesOf } from './mounts.ts'
 import type { OutputPipes } from './pipes.ts'
 
 export interface RestoreInput {
   criu: Criu
+  /** Of the new sandbox; also its host name. */
+  id: string
   /** Folder of the new sandbox. */
   dir: string
   /** Folder of the snapshot. Nothing is written there. */
   snapshotDir: string
   state: MemoryState
-  hostname: string
   /** Shell command that mounts the root file system at `rootfs`, in a mount namespace of its own. */
   mountRoot: string
   rootfs: string
@@ -43,7 +44,7 @@ const stateSchema = z.object({
     }),
   ),
   pipes: z.object({ stdout: z.string(), stderr: z.string() }).nullable(),
-  files: z.record(z.string(), z.number()),
+  files: z.record(z.string(), z.object({ bytes: z.number(), sha256: z.string().nullable() })),
   root: z.enum(['readonly', 'writable']),
 })
 
@@ -63,14 +64,14 @@ const bytesPerMs = (64 * 1024 * 1024) / 1000
  * Returns the first one's number on the host. Rejects with `snapshot_corrupt`, `snapshot_incompatible` or `snapshot_failed`;
  * the caller then ends what is left in the group.
  */
-export async function restore(input: RestoreInput): Promise<number> {
+async function restore(input: RestoreInput): Promise<number> {
   const { dir, state } = input
   const kept = join(input.snapshotDir, snapshotFolders.memory)
   const sizeBytes = checkFiles(kept, state)
   const empty = join(dir, 'empty')
   for (const folder of [join(dir, 'images'), empty, input.rootfs]) mkdirSync(folder, { recursive: true, mode: 0o700 })
   ownImages(kept)
-  const renamed = renameHost(kept, dir, input.hostname)
+  const renamed = renameHost(kept, dir, input.id)
   const sources = sourcesOf(state.mounts, input.given, empty)
   const log = openSync(join(dir, 'engine.log'), 'a', 0o600)
   const limit = AbortSignal.timeout(Math.round(baseLimitMs + sizeBytes / bytesPerMs))
@@ -81,24 +82,47 @@ export async function restore(input: RestoreInput): Promise<number> {
       log,
       AbortSignal.any([input.signal, limit]),
     )
+    input.signal.throwIfAborted()
     if (code !== 0) throw failure(dir, limit.aborted)
   } finally {
     closeSync(log)
   }
-  input.signal.throwIfAborted()
   return Number(readFileSync(join(dir, 'pid'), 'latin1'))
+}
+
+/** Restores at work. Whatever enters a control group while it is removed would stay, so they are stopped first. */
+export class Restores {
+  readonly #running = new Map<string, { stop: AbortController; settled: Promise<unknown> }>()
+
+  /** See `restore`. */
+  async run(input: RestoreInput): Promise<number> {
+    const stop = new AbortController()
+    const restored = restore({ ...input, signal: AbortSignal.any([input.signal, stop.signal]) })
+    this.#running.set(input.id, { stop, settled: restored.catch(() => undefined) })
+    try {
+      return await restored
+    } finally {
+      this.#running.delete(input.id)
+    }
+  }
+
+  /** Resolves when nothing works on this sandbox any more. */
+  async stop(id: string): Promise<void> {
+    const running = this.#running.get(id)
+    running?.stop.abort(new ThawError('driver_failed', 'The sandbox was deleted while it was restored.'))
+    await running?.settled
+  }
 }
 
 /** @returns bytes of all files. */
 function checkFiles(folder: string, state: MemoryState): number {
   let total = 0
-  for (const [name, bytes] of Object.entries(state.files)) {
+  for (const [name, { bytes, sha256 }] of Object.entries(state.files)) {
     const found = statSync(join(folder, name), { throwIfNoEntry: false })?.size
-    if (found !== bytes)
-      throw new ThawError(
-        'snapshot_corrupt',
-        `${name} of the snapshot ${found === undefined ? 'is missing' : `has ${found} bytes instead of ${bytes}`}.`,
-      )
+    if (found === undefined) throw new ThawError('snapshot_corrupt', `${name} of the snapshot is missing.`)
+    if (found !== bytes) throw new ThawError('snapshot_corrupt', `${name} of the snapshot has ${found} bytes instead of ${bytes}.`)
+    if (sha256 !== null && digestOf(join(folder, name)) !== sha256)
+      throw new ThawError('snapshot_corrupt', `${name} of the snapshot was changed.`)
     total += bytes
   }
   return total

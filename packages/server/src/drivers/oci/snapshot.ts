@@ -30,6 +30,26 @@ export class MemorySnapshots {
   }
 }
 
+/** Snapshots of one sandbox are taken one after the other: only one CRIU can hold its processes. */
+export class Turns {
+  /** The last one of each; it never rejects. */
+  readonly #last = new Map<string, Promise<void>>()
+
+  async inTurn<T>(id: string, work: () => Promise<T>): Promise<T> {
+    const done = (this.#last.get(id) ?? Promise.resolve()).then(work)
+    const settled = done.then(
+      () => undefined,
+      () => undefined,
+    )
+    this.#last.set(id, settled)
+    try {
+      return await done
+    } finally {
+      if (this.#last.get(id) === settled) this.#last.delete(id)
+    }
+  }
+}
+
 /** The sandbox that is to be kept. */
 export interface SnapshotSubject {
   cgroups: Cgroups
@@ -121,7 +141,9 @@ async function keepFiles(
     await runCommand('cp', args, { timeoutMs: 3_600_000, signal })
   } catch (error) {
     signal.throwIfAborted()
-    throw new ThawError('snapshot_failed', 'The files of the sandbox could not be copied; it goes on.', { cause: error })
+    const details = error instanceof ThawError ? error.details : undefined
+    if (/No space left on device/.test(JSON.stringify(details))) throw new ThawError('disk_full', undefined, { details, cause: error })
+    throw new ThawError('snapshot_failed', 'The files of the sandbox could not be copied; it goes on.', { details, cause: error })
   } finally {
     await pausing.thaw()
   }
