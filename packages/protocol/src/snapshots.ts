@@ -65,14 +65,6 @@ export const forkResultSchema = z.object({
   frozen_ms: z.number().describe('how long the parent stood still'),
 })
 
-/** A sandbox and what was forked from it. */
-export interface SandboxTree {
-  item: z.infer<typeof sandboxItemSchema>
-  children: SandboxTree[]
-}
-export const sandboxTreeSchema: z.ZodType<SandboxTree> = z.object({
-  item: sandboxItemSchema,
-  get children() {
-    return z.array(sandboxTreeSchema)
-  },
-})
+/** Sandboxes that came from one another: the first is the one that all began with, the others name theirs in parent_id. */
+export const sandboxTreeSchema = z.object({ root_id: z.string(), items: z.array(sandboxItemSchema) })
+export type SandboxTree = z.infer<typeof sandboxTreeSchema>

@@ -205,7 +205,7 @@ export class Snapshots {
     }
   }
 
-  /** The sandbox that everything began with, and all that came from it and is still known. */
+  /** The sandbox that everything began with, and all that came from it and is still known; oldest first. */
   async tree(caller: Caller, idOrName: string): Promise<SandboxTree> {
     const { sandboxStore } = this.#parts
     const rows = new Map<string, SandboxRow>()
@@ -218,14 +218,13 @@ export class Snapshots {
     let root = rows.get((await this.#parts.sandboxes.get(caller, idOrName)).id)
     while (root?.parent_id != null && rows.has(root.parent_id)) root = rows.get(root.parent_id)
     if (root === undefined) throw new ThawError('sandbox_not_found')
-    const grow = (row: SandboxRow): SandboxTree => ({
-      item: sandboxItem(row),
-      children: [...rows.values()]
-        .filter((other) => other.parent_id === row.id)
-        .reverse()
-        .map(grow),
+    const family = new Set([root.id])
+    // Oldest first, so that a parent comes before its children.
+    const items = [...rows.values()].reverse().filter((row) => {
+      if (row.parent_id !== null && family.has(row.parent_id)) family.add(row.id)
+      return family.has(row.id)
     })
-    return grow(root)
+    return { root_id: root.id, items: items.map(sandboxItem) }
   }
 
   async #clone(
