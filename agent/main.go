@@ -19,11 +19,13 @@ import (
 	"thaw/agent/internal/process"
 	"thaw/agent/internal/server"
 	"thaw/agent/internal/settings"
+	"thaw/agent/internal/sftp"
 )
 
 const usage = `usage:
   thaw-agent serve --socket PATH [--socket-mode 0666] [--listen HOST:PORT] [--root-dir DIR]
   thaw-agent bridge --socket PATH
+  thaw-agent sftp
 `
 
 // memoryLimitBytes makes the collector work harder rather than take memory from the sandbox; it is not a hard limit.
@@ -40,6 +42,12 @@ func main() {
 		err = serve(args)
 	case "bridge":
 		err = runBridge(args)
+	case "sftp":
+		if len(args) > 0 {
+			err = errors.New("sftp takes no arguments")
+		} else {
+			err = sftp.Serve()
+		}
 	default:
 		err = fmt.Errorf("unknown command '%s'\n%s", command, usage)
 	}
@@ -86,7 +94,8 @@ func serve(args []string) error {
 	syscall.Umask(0o022)
 	stop := make(chan os.Signal, 1)
 	signal.Notify(stop, syscall.SIGTERM, syscall.SIGINT)
-	signal.Ignore(syscall.SIGHUP, syscall.SIGPIPE)
+	// Taken and dropped, not ignored: every program that the agent starts would inherit that.
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGHUP, syscall.SIGPIPE)
 
 	told := &settings.Settings{RootDir: *rootDir}
 	processes := process.NewManager(told)
