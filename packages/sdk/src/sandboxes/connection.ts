@@ -1,27 +1,10 @@
-import { ThawError } from '@thaw/protocol'
+import { type StreamEvent, ThawError } from '@thaw/protocol'
 import { errorOfBody } from '../failures.ts'
 import type { Http } from '../http.ts'
 import { openSocket, type Socket } from './socket.ts'
 
-/** A message of the server on `/v1/sandboxes/{id}/stream`; docs/sandboxes-stream.md has all of them. */
-export interface StreamMessage {
-  type: string
-  id?: string
-  /** null: what started is a watch. */
-  pid?: number | null
-  /** base64. */
-  data?: string
-  exit_code?: number | null
-  signal?: string | null
-  path?: string
-  event?: string
-  error?: unknown
-  /** false: the process or watch that the error is about goes on. */
-  ended?: boolean
-}
-
 /** Hears messages one after the other; while it has not finished with one, the next ones wait. */
-export type Receiver = (message: StreamMessage) => void | Promise<void>
+export type Receiver = (message: StreamEvent) => void | Promise<void>
 
 /** The server sends a heartbeat every 15 s; three that do not come mean that nobody is there. */
 const silentMs = 50_000
@@ -147,7 +130,7 @@ export class StreamConnection {
 }
 
 /** The error that a message carries. */
-export function errorOf(message: StreamMessage): ThawError {
+export function errorOf(message: Extract<StreamEvent, { type: 'error' }>): ThawError {
   return errorOfBody({ error: message.error }) ?? new ThawError('internal', 'The stream of the sandbox failed without saying why.')
 }
 
@@ -157,9 +140,9 @@ function lost(url: string, why: string): ThawError {
   })
 }
 
-function parse(text: string): StreamMessage {
+function parse(text: string): StreamEvent {
   try {
-    return JSON.parse(text) as StreamMessage
+    return JSON.parse(text) as StreamEvent
   } catch (cause) {
     throw new ThawError('unreachable', 'The stream of the sandbox sent something that is not JSON.', {
       fix: 'Check that this address is a thaw server, and what stands between.',

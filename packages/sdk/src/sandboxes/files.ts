@@ -141,8 +141,8 @@ export class SandboxFiles {
       this.#sandboxId,
       (message) => {
         if (message.type === 'started') begun.resolve()
-        else if (message.type === 'file_event') return callback({ path: message.path ?? '', event: message.event as FileEvent['event'] })
-        else if (message.type === 'error' && message.ended !== false) {
+        else if (message.type === 'file_event') return callback({ path: message.path, event: message.event })
+        else if (message.type === 'error' && message.ended) {
           begun.reject(errorOf(message))
           ended.reject(errorOf(message))
           connection.close()

@@ -1,6 +1,6 @@
-import { ThawError } from '@thaw/protocol'
+import { type StreamEvent, ThawError } from '@thaw/protocol'
 import type { Http } from '../http.ts'
-import { errorOf, type Receiver, StreamConnection, type StreamMessage } from './connection.ts'
+import { errorOf, type Receiver, StreamConnection } from './connection.ts'
 
 /** Text for /bin/sh, or a program and its arguments. */
 export type Command = string | string[]
@@ -189,23 +189,21 @@ export class ProcessWire {
     this.#connection?.close()
   }
 
-  #receive(message: StreamMessage): void | Promise<void> {
-    // Events of other processes have other ids, or none.
-    if (message.id !== onlyId) return message.type === 'error' && message.id === undefined ? this.#fail(errorOf(message)) : undefined
+  #receive(message: StreamEvent): void | Promise<void> {
     switch (message.type) {
       case 'started':
         return this.#started.resolve(message.pid ?? 0)
       case 'stdout':
-        return this.#output.onStdout?.(fromBase64(message.data ?? ''))
+        return this.#output.onStdout?.(fromBase64(message.data))
       case 'stderr':
-        return this.#output.onStderr?.(fromBase64(message.data ?? ''))
+        return this.#output.onStderr?.(fromBase64(message.data))
       case 'exit':
         this.ended = true
-        this.#exit.resolve({ exit_code: message.exit_code ?? 0, signal: message.signal ?? null })
+        this.#exit.resolve({ exit_code: message.exit_code, signal: message.signal })
         return this.close()
       case 'error':
         // Input that comes late for a process that reads no more is no failure of it.
-        return message.ended === false ? undefined : this.#fail(errorOf(message))
+        return message.ended ? this.#fail(errorOf(message)) : undefined
     }
   }
 

@@ -128,7 +128,7 @@ export class AgentClient {
     )
     try {
       if (answer.statusCode !== 200) throw await this.#refusal(answer, name)
-      yield* decodeStream(answer as AsyncIterable<Buffer>) as AsyncGenerator<Message>
+      yield* decodeStream(answer as AsyncIterable<Buffer>, subjectOf(name)) as AsyncGenerator<Message>
     } catch (error) {
       if (error instanceof ThawError) throw error
       throw options.signal?.aborted === true
@@ -238,9 +238,14 @@ function userHeader(user: string | undefined): Record<string, string> {
   return user === undefined ? {} : { authorization: `Basic ${Buffer.from(`${user}:`).toString('base64')}` }
 }
 
+/** What a call is about, by its path or the name of its procedure. */
+function subjectOf(path: string): 'file' | 'process' {
+  return path.includes('ilesystem') || path.startsWith('/files') ? 'file' : 'process'
+}
+
 /** An error answer: of Connect (`code` is a word) or of the file service (`code` is the status). */
 export function refusalOf(status: number, text: Buffer, path: string): ThawError {
-  const subject = path.includes('ilesystem') || path.startsWith('/files') ? 'file' : 'process'
+  const subject = subjectOf(path)
   let error: { code?: unknown; message?: unknown } = {}
   try {
     error = JSON.parse(text.toString('utf8')) as typeof error

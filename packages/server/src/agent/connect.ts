@@ -20,7 +20,7 @@ export function encodeFrame(message: unknown): Buffer {
 }
 
 /** Cuts a stream into its messages. Throws what the last frame says went wrong, and when the stream breaks off before it. */
-export async function* decodeStream(stream: AsyncIterable<Buffer>): AsyncGenerator<unknown> {
+export async function* decodeStream(stream: AsyncIterable<Buffer>, subject: 'file' | 'process'): AsyncGenerator<unknown> {
   let rest: Buffer = Buffer.alloc(0)
   for await (const piece of stream) {
     rest = rest.length === 0 ? piece : Buffer.concat([rest, piece])
@@ -34,7 +34,7 @@ export async function* decodeStream(stream: AsyncIterable<Buffer>): AsyncGenerat
       if ((flags & endOfStream) === 0) yield message
       else {
         const { error } = message as { error?: ConnectError }
-        if (error !== undefined) throw fromConnect(error)
+        if (error !== undefined) throw fromConnect(error, subject)
         return
       }
     }
