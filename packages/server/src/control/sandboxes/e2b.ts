@@ -136,7 +136,7 @@ export class E2bSandboxes {
   async connect(caller: Caller, id: string, timeoutMs: number): Promise<{ view: E2bView; resumed: boolean }> {
     const sandbox = await this.#live(caller, id)
     const resumed = sandbox.row.state !== 'running'
-    using _ = await this.#awake(caller, sandbox)
+    using _ = await this.#parts.sandboxes.use(caller, id)
     const { ends_at } = sandbox.row
     if (resumed || (ends_at !== null && ends_at < Date.now() + timeoutMs)) await this.#setTimeout(caller, id, timeoutMs)
     return { view: this.#viewOf(sandbox.row), resumed }
@@ -193,12 +193,20 @@ export class E2bSandboxes {
     }
   }
 
-  /** What it uses now; null while it sleeps. */
+  /** What it uses now, in the words of its agent; null while it sleeps. Inside, the whole host may be seen: its share counts. */
   async metrics(caller: Caller, id: string): Promise<Record<string, number> | null> {
     const sandbox = await this.#live(caller, id)
-    if (sandbox.row.state !== 'running') return null
+    const { state, spec } = sandbox.row
+    if (state !== 'running') return null
     const text = await sandbox.agent.call({ method: 'GET', path: '/metrics', signal: AbortSignal.timeout(5000) })
-    return JSON.parse(text.toString('utf8')) as Record<string, number>
+    const seen = JSON.parse(text.toString('utf8')) as Record<string, number>
+    const { cpus, memory_mib } = spec.resources
+    return {
+      ...seen,
+      cpu_count: Math.ceil(cpus),
+      cpu_used_pct: ((seen.cpu_used_pct ?? 0) * (seen.cpu_count ?? 1)) / cpus,
+      mem_total: memory_mib * 1024 * 1024,
+    }
   }
 
   /** Whose sandbox this is, for traffic that brings no API key; null where there is none that lives. */
@@ -217,15 +225,17 @@ export class E2bSandboxes {
 
   /**
    * Lets traffic in, and wakes the sandbox for it; null where that has to be asked for. `onSleep` is called when the sandbox
-   * is about to fall asleep all the same.
+   * is about to fall asleep all the same. `wake`: false for what must not wake it.
    */
-  async enter(id: string, onSleep: () => void): Promise<E2bEntry | null> {
+  async enter(id: string, onSleep: () => void, wake: boolean): Promise<E2bEntry | null> {
     const sandbox = this.#parts.lives.find(id)
     if (sandbox === undefined) return null
+    // It may be about to fall asleep, or in the middle of a snapshot, during which the agent answers nobody.
+    await this.#parts.lives.locked(sandbox, async () => undefined)
     const { row } = sandbox
-    if (row.state !== 'running' && row.spec.e2b?.auto_resume === false) return null
+    if (row.state !== 'running' && (!wake || row.spec.e2b?.auto_resume === false)) return null
     const caller = ownerOf(row)
-    const lease = await this.#awake(caller, sandbox)
+    const lease = await this.#parts.sandboxes.use(caller, id)
     try {
       // Its clock stood still while it was paused.
       const { ends_at, spec } = sandbox.row
@@ -236,12 +246,6 @@ export class E2bSandboxes {
       lease.release()
       throw error
     }
-  }
-
-  /** Awake, and not in the middle of a snapshot, during which the agent answers nobody. */
-  async #awake(caller: Caller, sandbox: LiveSandbox): Promise<Lease> {
-    await this.#parts.lives.locked(sandbox, async () => undefined)
-    return this.#parts.sandboxes.use(caller, sandbox.row.id)
   }
 
   async #live(caller: Caller, id: string): Promise<LiveSandbox> {

@@ -48,7 +48,7 @@ export class E2bTraffic {
     const target = this.#target(request)
     if (target === null) return false
     void this.#serve(target, request, response, async () => {
-      using entry = await this.#enter(target, new AbortController())
+      using entry = await this.#enter(target, new AbortController(), true)
       if (entry === null) return respondGatewayError(request, response, target.id, gatewayMessages.notFound)
       const { ports } = this.#parts
       await ports.upgrade(entry.caller, portTarget(target, request), withoutE2b(request), response, socket, head)
@@ -104,12 +104,10 @@ export class E2bTraffic {
     if (target.port === agentPort) {
       if (!isAgentPath(path))
         return respondJson(request, response, 404, { code: 404, message: `There is nothing at ${path.slice(0, 200)}.` })
-      // To ask whether it runs must not make it run.
-      if (path === '/health' && e2bState(view.item) !== 'running')
-        return respondGatewayError(request, response, target.id, gatewayMessages.notFound)
     }
     const left = new AbortController()
-    using entry = await this.#enter(target, left)
+    // To ask whether it runs must not make it run.
+    using entry = await this.#enter(target, left, target.port !== agentPort || path !== '/health')
     if (entry === null) return respondGatewayError(request, response, target.id, gatewayMessages.notFound)
     if (target.port !== agentPort) {
       await this.#parts.ports.request(entry.caller, portTarget(target, request), withoutE2b(request), response)
@@ -127,9 +125,9 @@ export class E2bTraffic {
   }
 
   /** Null: there is none, or it sleeps and wants to be asked. */
-  async #enter(target: Target, left: AbortController): Promise<E2bEntry | null> {
+  async #enter(target: Target, left: AbortController, wake: boolean): Promise<E2bEntry | null> {
     try {
-      return await this.#parts.e2b.enter(target.id, () => left.abort())
+      return await this.#parts.e2b.enter(target.id, () => left.abort(), wake)
     } catch (error) {
       const { code } = toThawError(error)
       if (code === 'sandbox_not_found' || code === 'sandbox_not_running') return null
