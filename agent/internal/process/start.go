@@ -4,6 +4,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -31,6 +32,9 @@ type Spec struct {
 	Timeout time.Duration // 0: none
 }
 
+// ownName stands for the agent's own program, wherever that lies.
+const ownName = "thaw-agent"
+
 // Start runs a program in a session of its own. All output from its first byte on goes to the reader that comes with it.
 func (m *Manager) Start(spec Spec) (*Process, *Reader, error) {
 	prepared, err := m.prepare(&spec)
@@ -45,6 +49,15 @@ func (m *Manager) Start(spec Spec) (*Process, *Reader, error) {
 	}
 	defer wires.closeChildEnds()
 
+	if spec.Config.Cmd == ownName {
+		// By its descriptor, since the file may have been replaced, and the folder be one that the user cannot enter.
+		own, err := os.Open("/proc/self/exe")
+		if err != nil {
+			return nil, nil, err
+		}
+		defer own.Close()
+		prepared.path = "/proc/self/fd/" + strconv.Itoa(int(own.Fd()))
+	}
 	attributes := &syscall.ProcAttr{Dir: prepared.dir, Env: prepared.env, Files: wires.descriptors(), Sys: &syscall.SysProcAttr{Setsid: true}}
 	if spec.PTY != nil {
 		attributes.Sys.Setctty = true
@@ -112,7 +125,9 @@ func (m *Manager) prepare(spec *Spec) (*prepared, error) {
 		if result.dir, err = directory(m.settings, spec); err != nil {
 			return err
 		}
-		result.path, err = lookPath(spec.Config.Cmd, result.dir, env)
+		if spec.Config.Cmd != ownName {
+			result.path, err = lookPath(spec.Config.Cmd, result.dir, env)
+		}
 		return err
 	})
 	return result, err
