@@ -40,6 +40,7 @@ import { SecretCatalog } from './control/secret-catalog.ts'
 import { Secrets } from './control/secrets.ts'
 import { type RuntimePoolKey, Starter } from './control/starter.ts'
 import { DockerDriver } from './drivers/docker/index.ts'
+import type { Driver } from './drivers/driver.ts'
 import { OciDriver } from './drivers/oci/index.ts'
 import { ProcessDriver } from './drivers/process/index.ts'
 import { startGateway } from './gateway/server.ts'
@@ -84,7 +85,8 @@ export async function startApp(config: Config, onProgress: (line: string) => voi
     const idempotency = new Idempotency(store.idempotency, { retentionMs: config.retention.idempotency_ms })
     closers.push(() => idempotency.close())
     const secrets = await Secrets.open(store.secrets, dataDir)
-    const drivers = new Drivers(createDrivers(dataDir, config.docker), config.driver)
+    const madeDrivers = createDrivers(dataDir, config.docker)
+    const drivers = new Drivers(madeDrivers.all, config.driver)
     for (const driver of drivers.all()) closers.push(() => driver.close())
     await destroyLeftovers(drivers, log, await Sandboxes.known(store.sandboxes))
     const chosen = await drivers.defaultKind()
@@ -188,6 +190,7 @@ export async function startApp(config: Config, onProgress: (line: string) => voi
       drivers,
       budget,
       hibernation: new Hibernation({ store: store.snapshots, files: snapshotFiles, starter: sandboxStarter, log }),
+      starter: sandboxStarter,
       makeRoom: () => pools.makeRoom(),
       log,
     })
@@ -209,6 +212,7 @@ export async function startApp(config: Config, onProgress: (line: string) => voi
       images,
       async (tenant) =>
         new Set([...(await functions.references(tenant)).imageDigests, ...(tenant === undefined ? sandboxes.imageDigests() : [])]),
+      { builder: madeDrivers.docker, maxContextBytes: limits.max_unpacked_bytes },
     )
     const platform = new Platform(drivers, {
       version,
@@ -317,19 +321,16 @@ export async function createKeyOffline(config: Config, input: KeyCreate): Promis
 
 /** The drivers of this machine, with what each finds here. Starts nothing that stays. */
 export async function probeDrivers(dataDir: string, docker: Config['docker']): Promise<DriverItem[]> {
-  return new Drivers(createDrivers(dataDir, docker), 'auto').describe()
+  return new Drivers(createDrivers(dataDir, docker).all, 'auto').describe()
 }
 
 function isAgentPool(key: PoolKey): boolean {
   return key.folder === 'agent'
 }
 
-function createDrivers(dataDir: string, docker: Config['docker']) {
-  return [
-    new OciDriver({ dataDir }),
-    new DockerDriver({ dataDir, host: docker.host, certDir: docker.cert_dir, agent: builtAgent() }),
-    new ProcessDriver({ dataDir }),
-  ]
+function createDrivers(dataDir: string, options: Config['docker']): { all: Driver[]; docker: DockerDriver } {
+  const docker = new DockerDriver({ dataDir, host: options.host, certDir: options.cert_dir, agent: builtAgent() })
+  return { all: [new OciDriver({ dataDir }), docker, new ProcessDriver({ dataDir })], docker }
 }
 
 /** Sandboxes walk through it to what is shown to them, but cannot list it; what is private in it has modes of its own. */

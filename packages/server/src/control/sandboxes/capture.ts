@@ -1,9 +1,9 @@
-import { randomBytes } from 'node:crypto'
+import { createHash } from 'node:crypto'
 import { ThawError } from '@thaw/protocol'
 import type { SnapshotKind, SnapshotResult, SnapshotSource } from '../../drivers/driver.ts'
 import type { SandboxRow } from '../../store/store.ts'
 import type { ReadyImage } from '../ports.ts'
-import type { AgentSandbox } from './agent-sandbox.ts'
+import { AgentSandbox } from './agent-sandbox.ts'
 import { initOf } from './sandbox-starter.ts'
 
 const agentMs = 10_000
@@ -45,7 +45,7 @@ export async function capture(
   if (driver.snapshot === undefined) throw new ThawError('snapshot_unsupported')
   if (kind === 'filesystem') return { ...(await driver.snapshot(id, { dir, kind, stop: false })), kind, resume_token: null }
   if (row.state === 'paused') await driver.resume?.(id)
-  const resumeToken = randomBytes(24).toString('base64url')
+  const resumeToken = resumeTokenOf(row)
   let held = false
   try {
     await agent.init({ accessToken: resumeToken }, AbortSignal.timeout(agentMs))
@@ -56,6 +56,29 @@ export async function capture(
     return { ...result, kind, resume_token: resumeToken }
   } finally {
     if (!held) await goOn(running, image, row)
+  }
+}
+
+/**
+ * By this word the agent of a sandbox that is being captured obeys. It follows from the sandbox's own token, so that the next
+ * server knows it too should this one end meanwhile; the other way round nothing follows.
+ */
+function resumeTokenOf(row: Pick<SandboxRow, 'access_token'>): string {
+  return createHash('sha256').update(`resume ${row.access_token}`).digest('base64url')
+}
+
+/** Gets hold of the agent of a sandbox that an earlier server left, perhaps in the middle of a snapshot. */
+export async function reclaim(running: AgentSandbox, image: Pick<ReadyImage, 'config'>, row: SandboxRow): Promise<void> {
+  const { driver, id, agent } = running
+  try {
+    await agent.stats(AbortSignal.timeout(agentMs))
+  } catch {
+    const held = new AgentSandbox(id, driver, 0, resumeTokenOf(row))
+    try {
+      await held.agent.resumeFromSnapshot(initOf(image, row), AbortSignal.timeout(agentMs))
+    } finally {
+      held.agent.close()
+    }
   }
 }
 

@@ -5,14 +5,17 @@ import type { Budget } from '../budget.ts'
 import type { Drivers } from '../drivers.ts'
 import { KeyedLock } from '../keyed-lock.ts'
 import { AgentSandbox } from './agent-sandbox.ts'
+import { reclaim } from './capture.ts'
 import type { Hibernation } from './hibernation.ts'
 import { LiveSandbox } from './live-sandbox.ts'
+import type { SandboxStarter } from './sandbox-starter.ts'
 
 export interface LivesParts {
   store: SandboxStore
   drivers: Drivers
   budget: Budget
   hibernation: Hibernation
+  starter: SandboxStarter
   /** Gives up something that waits in a pool; false: there is nothing. */
   makeRoom: () => Promise<boolean>
   log: Logger
@@ -71,11 +74,24 @@ export class Lives {
         continue
       }
       this.#parts.budget.force(row.spec.resources.memory_mib)
-      if (status.state !== row.state) await sandbox.change({ state: status.state })
       this.#live.set(row.id, sandbox)
-      this.#watch(sandbox, new AgentSandbox(row.id, driver, 0, row.access_token))
-      this.#parts.log.info({ sandbox: row.id, state: status.state }, 'sandbox taken over')
+      const running = new AgentSandbox(row.id, driver, 0, row.access_token)
+      this.#watch(sandbox, running)
+      try {
+        await this.#takeOver(sandbox, running, status.state)
+        this.#parts.log.info({ sandbox: row.id, state: sandbox.row.state }, 'sandbox taken over')
+      } catch (error) {
+        this.#parts.log.warn({ err: error, sandbox: row.id }, 'a sandbox of an earlier server cannot be reached; it can be deleted')
+      }
     }
+  }
+
+  /** The earlier server may have ended in the middle of a change. */
+  async #takeOver({ row }: LiveSandbox, running: AgentSandbox, found: 'running' | 'paused'): Promise<void> {
+    if (row.state === 'paused' && found === 'paused') return
+    if (found === 'paused') await running.driver.resume?.(row.id)
+    await reclaim(running, await this.#parts.starter.imageOf(row), row)
+    if (row.state === 'paused') await running.driver.pause?.(row.id)
   }
 
   /**
