@@ -53,15 +53,21 @@ export async function layer(...entries: LayerEntry[]): Promise<Buffer> {
   return gzipSync(Buffer.concat(parts))
 }
 
-/** Starts a real registry (docker-registry) on a free port of loopback; stop it, or dispose of it. */
-export async function startRegistry(): Promise<TestRegistry> {
+/** The one user of a private registry, and the line of htpasswd(1) for it (bcrypt). */
+export const registryUser = { name: 'reader', password: 'open sesame' }
+const htpasswd = 'reader:$2b$04$uolSdFjXxcMOLYavQw9A0.F8zB1LG4xIscrdnfPtxZrwlCdvEg.w2'
+
+/** Starts a real registry (docker-registry) on a free port of loopback; stop it, or dispose of it. `private`: for `registryUser` alone. */
+export async function startRegistry(access: 'public' | 'private' = 'public'): Promise<TestRegistry> {
   const dir = await mkdtemp(join(tmpdir(), 'thaw-registry-'))
   const dataDir = join(dir, 'data')
   const address = `127.0.0.1:${await freePort()}`
   const config = join(dir, 'config.yml')
+  await writeFile(join(dir, 'htpasswd'), `${htpasswd}\n`)
+  const auth = access === 'private' ? `auth: {htpasswd: {realm: test, path: ${join(dir, 'htpasswd')}}}\n` : ''
   await writeFile(
     config,
-    `version: 0.1\nlog: {level: info}\nstorage: {filesystem: {rootdirectory: ${dataDir}}, delete: {enabled: true}}\nhttp: {addr: "${address}"}\n`,
+    `version: 0.1\nlog: {level: info}\nstorage: {filesystem: {rootdirectory: ${dataDir}}, delete: {enabled: true}}\nhttp: {addr: "${address}"}\n${auth}`,
   )
   const child = spawn('docker-registry', ['serve', config], { stdio: ['ignore', 'ignore', 'pipe'] })
   const ended = once(child, 'close')
@@ -95,6 +101,7 @@ export async function startRegistry(): Promise<TestRegistry> {
       '--multi-arch=index-only',
       '--preserve-digests',
       '--dest-tls-verify=false',
+      ...(access === 'private' ? ['--dest-creds', `${registryUser.name}:${registryUser.password}`] : []),
       `--digestfile=${digestFile}`,
       `oci:${layout}:image`,
       `docker://${address}/${reference}`,

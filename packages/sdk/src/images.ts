@@ -2,12 +2,18 @@ import { type ImageItem, type pruneResultSchema, ThawError } from '@thaw/protoco
 import { jsonLinesOf, linesOf, piecesOf, textOf } from './bytes.ts'
 import { brokenConnection, errorOfBody } from './failures.ts'
 import type { CallOptions } from './functions.ts'
-import { type Http, isOk, itemOf, pageOf } from './http.ts'
+import { type Http, type HttpRequest, isOk, itemOf, pageOf } from './http.ts'
+import { packBuildContext } from './pack.ts'
 import { type PageQuery, Pages } from './page.ts'
 
 export interface ImageCreateOptions extends CallOptions {
   /** Called with each line that building or pulling reports. */
   onProgress?: ((line: string) => void) | undefined
+}
+
+export interface ImageBuildOptions extends ImageCreateOptions {
+  /** Path of the Dockerfile in the folder. */
+  dockerfile?: string | undefined
 }
 
 export type PruneResult = ReturnType<(typeof pruneResultSchema)['parse']>
@@ -45,6 +51,29 @@ export class Images {
       signal: options.signal,
       patient: true,
     } as const
+    return this.#made(request, options)
+  }
+
+  /**
+   * Builds an image from a Dockerfile, by the server's Docker engine, for use with any driver. `source`: a folder, packed
+   * without what its .dockerignore names, or a tar or tar.gz of it. Throws `build_failed` with the end of the log in details.
+   */
+  async build(ref: string, source: string | Uint8Array, options: ImageBuildOptions = {}): Promise<ImageItem> {
+    const archive = typeof source === 'string' ? (await packBuildContext(source, { signal: options.signal })).archive : source
+    const request = {
+      method: 'POST',
+      path: '/v1/images/build',
+      query: { ref, dockerfile: options.dockerfile, progress: 1 },
+      headers: { 'content-type': 'application/octet-stream' },
+      body: archive as Uint8Array<ArrayBuffer>,
+      signal: options.signal,
+      patient: true,
+    } as const
+    return this.#made(request, options)
+  }
+
+  /** What became of an image that is being made. */
+  async #made(request: HttpRequest, options: ImageCreateOptions): Promise<ImageItem> {
     const response = await this.#http.send(request, async (answer) => answer)
     const broken = (error: unknown) => {
       options.signal?.throwIfAborted()

@@ -47,7 +47,7 @@ export {
 export type { CodeSource } from './code.ts'
 export type { CallOptions, CreateOptions, DeployOptions, FunctionChange, FunctionInput, Functions, LogOptions } from './functions.ts'
 export type { FetchFunction } from './http.ts'
-export type { ImageCreateOptions, Images, PruneResult } from './images.ts'
+export type { ImageBuildOptions, ImageCreateOptions, Images, PruneResult } from './images.ts'
 export type { Invocations } from './invocations.ts'
 export type { InvokeOptions, InvokeResult, Payload } from './invoke.ts'
 export type { Keys } from './keys.ts'

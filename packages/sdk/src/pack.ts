@@ -26,10 +26,22 @@ const maxUnpackedBytes = 1024 ** 3
  * owners and all of the mode but the executable bit are left out.
  */
 export async function packDirectory(directory: string, options: { signal?: AbortSignal | undefined } = {}): Promise<Packed> {
-  const ignored = new IgnoreList(`${alwaysIgnored}\n${await readIgnoreFile(directory)}`)
-  const names = (await listFiles(directory, '', ignored, options.signal)).sort((a, b) => (a < b ? -1 : 1))
+  return packFolder(directory, new IgnoreList(`${alwaysIgnored}\n${await readIgnoreFile(directory, '.thawignore')}`), options.signal)
+}
+
+/** Packs a folder with a Dockerfile. What its .dockerignore names is left out, whose patterns begin at the folder. */
+export async function packBuildContext(directory: string, options: { signal?: AbortSignal | undefined } = {}): Promise<Packed> {
+  const patterns = (await readIgnoreFile(directory, '.dockerignore')).split(/\r?\n/).map((line) => {
+    const [, keep = '', pattern = ''] = /^\s*(!?)\/?(.*?)\/?\s*$/.exec(line) ?? []
+    return pattern === '' || line.startsWith('#') ? '' : `${keep}/${pattern}`
+  })
+  return packFolder(directory, new IgnoreList(patterns.join('\n')), options.signal)
+}
+
+async function packFolder(directory: string, ignored: IgnoreList, signal: AbortSignal | undefined): Promise<Packed> {
+  const names = (await listFiles(directory, '', ignored, signal)).sort((a, b) => (a < b ? -1 : 1))
   if (names.length === 0) {
-    throw new ThawError('archive_invalid', `There is no file to deploy in ${directory}.`, {
+    throw new ThawError('archive_invalid', `There is no file to send in ${directory}.`, {
       fix: 'Name the folder that holds the code; .thawignore may leave out too much.',
     })
   }
@@ -40,7 +52,7 @@ export async function packDirectory(directory: string, options: { signal?: Abort
   const read = pipeline(piecesOf(tar), createGzip(), async (gzip) => {
     for await (const piece of gzip) pieces.push(piece as Buffer)
   })
-  void addFiles(tar, directory, names, options.signal).catch((error: Error) => tar.destroy(error))
+  void addFiles(tar, directory, names, signal).catch((error: Error) => tar.destroy(error))
   await read
   const archive = Buffer.concat(pieces)
   // The gzip header names the operating system that packed (RFC 1952, 2.3.1): 255 is "unknown".
@@ -53,9 +65,9 @@ async function* piecesOf(tar: Pack): AsyncGenerator<Uint8Array> {
   for await (const piece of tar) yield piece as Uint8Array
 }
 
-async function readIgnoreFile(directory: string): Promise<string> {
+async function readIgnoreFile(directory: string, name: string): Promise<string> {
   try {
-    return await readFile(join(directory, '.thawignore'), 'utf8')
+    return await readFile(join(directory, name), 'utf8')
   } catch (error) {
     if ((error as NodeJS.ErrnoException).code === 'ENOENT') return ''
     throw folderError(directory, error)

@@ -1,7 +1,9 @@
 import type { ImageItem } from '@thaw/sdk'
-import { Argument, type Command } from 'commander'
+import type { Command } from 'commander'
 import { type Context, withServer } from '../context.ts'
 import { type Output, size, table } from '../output.ts'
+
+const runtimes = ['python', 'node', 'go']
 
 export function register(program: Command, output: Output): void {
   const image = program.command('image').description('List, pull, build and remove images.')
@@ -26,10 +28,19 @@ export function register(program: Command, output: Output): void {
 
   image
     .command('build')
-    .addArgument(new Argument('<runtime>', 'runtime image').choices(['python', 'node', 'go']))
-    .description('Build the image of a runtime ahead of its first use.')
-    .addHelpText('after', '\nExamples:\n  thaw image build python')
-    .action((ref: string, _options: object, command: Command) => withServer(command, output, (context) => make(context, ref, 'building')))
+    .argument('<source>', 'folder with a Dockerfile, or a runtime: python, node or go')
+    .option('-t, --tag <ref>', 'what the image is to be called (folder)')
+    .option('-f, --file <path>', 'the Dockerfile, relative to the folder', 'Dockerfile')
+    .description('Build an image from a Dockerfile, or the image of a runtime ahead of its first use.')
+    .addHelpText('after', '\nExamples:\n  thaw image build python\n  thaw image build ./app --tag app:1.0')
+    .action((source: string, options: { tag?: string; file: string }, command: Command) =>
+      withServer(command, output, (context) => {
+        if (runtimes.includes(source)) return make(context, source, 'building')
+        const { tag } = options
+        if (tag === undefined) command.error(`error: --tag is missing: what is the image of ${source} to be called?`)
+        return build(context, source, tag as string, options.file)
+      }),
+    )
 
   image
     .command('rm')
@@ -58,6 +69,12 @@ export function register(program: Command, output: Output): void {
 async function make({ output, thaw, signal }: Context, ref: string, verb: string): Promise<void> {
   const onProgress = (line: string) => output.note(line)
   const item = await output.progress.during(`${verb} ${ref}`, () => thaw.images.create(ref, { onProgress, signal }))
+  output.result(item, () => `${item.ref} is ${item.state}: ${item.digest ?? 'no digest'}, ${size(item.size_bytes)}`)
+}
+
+async function build({ output, thaw, signal }: Context, folder: string, ref: string, dockerfile: string): Promise<void> {
+  const onProgress = (line: string) => output.note(line)
+  const item = await output.progress.during(`building ${ref}`, () => thaw.images.build(ref, folder, { dockerfile, onProgress, signal }))
   output.result(item, () => `${item.ref} is ${item.state}: ${item.digest ?? 'no digest'}, ${size(item.size_bytes)}`)
 }
 

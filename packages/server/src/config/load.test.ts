@@ -124,7 +124,7 @@ describe('refusals', () => {
     [{ flags: { port: -1 } }, /port \(from the flag port\).*not -1/],
     [{ flags: { port: Number.NaN } }, /must be a whole number/],
     [{ flags: { 'limits.queue_length': 1.5 } }, /limits.queue_length .* whole number/],
-    [{ flags: { driver: 'docker' } }, /driver .* one of auto, process, oci, not "docker"/],
+    [{ flags: { driver: 'kubernetes' } }, /driver .* one of auto, process, oci, docker, not "kubernetes"/],
     [{ flags: { limits: 3 } }, /limits .* must be an object/],
     [{ env: { THAW_LIMITS: '3' } }, /only a group of keys/],
     [{ env: { THAW_BUILDS__ENV: 'x' } }, /builds.env .* must be names with text values/],

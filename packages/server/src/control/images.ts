@@ -1,17 +1,28 @@
+import type { Readable } from 'node:stream'
 import type { ImageItem } from '@thaw/protocol'
 import { ThawError } from '@thaw/protocol'
 import type { Images as ImageFiles, ListedImage } from '../images/images.ts'
 import type { Caller } from './caller.ts'
+import { openArchive } from './image-context.ts'
+import type { ImageBuilder } from './ports.ts'
 
 /** Images as the API shows them: what is on disk, and whether something uses it. */
 export class ImageCatalog {
   readonly #files: ImageFiles
   readonly #references: (tenant?: string) => Promise<Set<string>>
+  readonly #builder: ImageBuilder
+  readonly #maxContextBytes: number
 
   /** `references`: digests of the images that functions and sandboxes use, those of one tenant or all. */
-  constructor(files: ImageFiles, references: (tenant?: string) => Promise<Set<string>>) {
+  constructor(
+    files: ImageFiles,
+    references: (tenant?: string) => Promise<Set<string>>,
+    builds: { builder: ImageBuilder; maxContextBytes: number },
+  ) {
     this.#files = files
     this.#references = references
+    this.#builder = builds.builder
+    this.#maxContextBytes = builds.maxContextBytes
   }
 
   /** A member sees the images that come with thaw, and those that its functions use. */
@@ -25,6 +36,31 @@ export class ImageCatalog {
   /** Builds or pulls an image. */
   async ensure(ref: string, onProgress: (line: string) => void, signal: AbortSignal): Promise<ImageItem> {
     const { digest } = await this.#files.ensure(ref, { onProgress, signal })
+    return this.#item(ref, digest)
+  }
+
+  /**
+   * Builds an image from a Dockerfile; `archive` is a tar or tar.gz of its folder. `build_failed`, `archive_too_large`,
+   * `archive_invalid`, `driver_unavailable`.
+   */
+  async build(
+    ref: string,
+    archive: Readable,
+    dockerfile: string,
+    onProgress: (line: string) => void,
+    signal: AbortSignal,
+  ): Promise<ImageItem> {
+    const make = async (target: string) => {
+      const context = openArchive(archive, this.#maxContextBytes)
+      await this.#builder.buildImage({ ref, context, dockerfile, target, onProgress, signal }).catch((error) => {
+        // What is wrong with the archive shows first where it is sent on.
+        throw context.errored ?? error
+      })
+    }
+    return this.#item(ref, (await this.#files.add(ref, make, { onProgress, signal })).digest)
+  }
+
+  async #item(ref: string, digest: string): Promise<ImageItem> {
     const imageDigests = await this.#references()
     const listed = (await this.#files.list()).find((image) => image.digest === digest)
     if (listed === undefined) throw new ThawError('image_unavailable', `The image ${ref} was removed while it was being made.`)

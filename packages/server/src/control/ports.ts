@@ -1,3 +1,4 @@
+import type { Readable } from 'node:stream'
 import type { Runtime } from '@thaw/protocol'
 import type { ImageSource } from '../drivers/driver.ts'
 
@@ -15,6 +16,19 @@ export interface ReadyImage {
   source: ImageSource
   /** What the image itself says about how it wants to be started (OCI images). */
   config?: { env?: Record<string, string>; workdir?: string | null } | undefined
+}
+
+/** What control needs to build images from a Dockerfile (drivers/docker). */
+export interface ImageBuilder {
+  /** Builds from a tar stream, and writes the image to a file (docker save). `build_failed` with its log, `driver_unavailable`. */
+  buildImage(request: {
+    ref: string
+    context: Readable
+    dockerfile: string
+    target: string
+    onProgress: (line: string) => void
+    signal: AbortSignal
+  }): Promise<void>
 }
 
 /** What control needs of the store of code (bundles/). */

@@ -1,10 +1,11 @@
+import { rm } from 'node:fs/promises'
 import { join } from 'node:path'
 import { ThawError, toThawError } from '@thaw/protocol'
 import type { ImageSource } from '../drivers/driver.ts'
 import { ImageCache } from './cache.ts'
 import { buildHostTree, describeHost } from './host.ts'
 import type { ImageConfig, ImageManifest, Interpreters } from './manifest.ts'
-import { pullImage } from './oci-image.ts'
+import { pullImage, unpackImage } from './oci-image.ts'
 import { parseReference } from './reference.ts'
 import { Registry } from './registry.ts'
 import { buildRuntimeImage, defaultNodeBinary, type RecipeName, recipeKey, runtimeImages } from './runtime-images.ts'
@@ -100,6 +101,36 @@ export class Images {
         throw shared.signal.aborted ? error : toThawError(error, 'image_unavailable')
       }
     })
+  }
+
+  /**
+   * Adds an image that `make` writes to a file, as `docker save` does, under a name that no registry is asked for from then
+   * on. Errors: `image_unresolvable` (the name is one of ours, or the archive cannot be used), those of `make`, `disk_full`.
+   */
+  async add(ref: string, make: (file: string) => Promise<void>, options: Watcher = {}): Promise<Image> {
+    const key = builtKey(ref)
+    requireRoot()
+    const signal = options.signal
+    await using temporary = await this.#cache.makeTemporary()
+    const file = join(temporary.path, 'image.tar')
+    await make(file)
+    const resolved = await this.#registry.readArchive(file, join(temporary.path, 'layout'), this.#maxImageBytes, signal)
+    await rm(file)
+    const image =
+      (await this.find(resolved.digest)) ??
+      (await (async () => {
+        const manifest = await unpackImage(ref, resolved, join(temporary.path, 'layout'), {
+          folder: temporary.path,
+          maxBytes: this.#maxImageBytes,
+          onProgress: (step) => options.onProgress?.(`image ${ref}: ${step}`),
+          signal,
+        })
+        await rm(join(temporary.path, 'layout'), { recursive: true })
+        await this.#cache.publish(temporary.path, manifest)
+        return this.#hold(manifest)
+      })())
+    await this.#cache.setPointer(key, ref, image.digest)
+    return image
   }
 
   /** The image of a digest, if it is on disk; asks no registry. */
@@ -224,6 +255,8 @@ export class Images {
   async #ensureOci(ref: string, shared: Watchers): Promise<Image> {
     const reference = parseReference(ref)
     requireRoot()
+    const built = await this.#findKey(builtKey(ref))
+    if (built !== null) return built
     const key = `oci ${process.arch} ${ref}`
     const known = reference.digest === null ? null : await this.#findKey(key)
     if (known !== null) return known
@@ -275,6 +308,17 @@ export class Images {
     this.#held.set(digest, image)
     return image
   }
+}
+
+/** The key of an image that was built here. A name without a tag means the tag latest, as everywhere. */
+function builtKey(ref: string): string {
+  const { name, tag, digest } = parseReference(ref)
+  if (ref === 'host' || isRecipe(name)) {
+    throw new ThawError('image_unresolvable', `The name ${ref} is that of an image which thaw makes itself.`, {
+      fix: 'Choose another name.',
+    })
+  }
+  return `built ${process.arch} ${name}:${tag ?? 'latest'}${digest === null ? '' : `@${digest}`}`
 }
 
 function isRecipe(ref: string): ref is RecipeName {

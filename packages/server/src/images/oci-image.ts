@@ -50,6 +50,17 @@ export async function pullImage(ref: string, reference: Reference, image: Resolv
   onProgress(`downloading ${image.layers.length} layers, ${mib(packedBytes)}`)
   const layout = join(context.temporary, 'image')
   await context.registry.download(reference, image.digest, layout, maxBytes, signal)
+  return unpackImage(ref, image, layout, context)
+}
+
+/** Unpacks an image that lies in `layout`, as skopeo writes it (dir:), into `<folder>/rootfs`. Its blobs are removed on the way. */
+export async function unpackImage(
+  ref: string,
+  image: ResolvedImage,
+  layout: string,
+  context: Pick<PullContext, 'folder' | 'maxBytes' | 'onProgress' | 'signal'>,
+): Promise<ImageManifest> {
+  const { onProgress, signal, maxBytes } = context
   const blob = (digest: string) => join(layout, digest.replace('sha256:', ''))
 
   const config = await readConfig(blob(image.config.digest))

@@ -1,5 +1,7 @@
 import { createHash } from 'node:crypto'
 import { existsSync } from 'node:fs'
+import { readFile } from 'node:fs/promises'
+import { join } from 'node:path'
 import { ThawError } from '@thaw/protocol'
 import { z } from 'zod'
 import { CommandError, runCommand } from './command.ts'
@@ -88,6 +90,15 @@ export class Registry {
       copyTimeoutMs,
       signal,
     )
+  }
+
+  /** Takes an archive of `docker save` apart into a folder, as `download` leaves one. */
+  async readArchive(file: string, folder: string, maxFileBytes: number, signal?: AbortSignal): Promise<ResolvedImage> {
+    const reference = { registry: null, name: 'archive', tag: null, digest: null }
+    const args = ['copy', '--quiet', `docker-archive:${file}`, `dir:${folder}`]
+    await this.#skopeo(reference, 'the image', ['prlimit', `--fsize=${maxFileBytes}`], args, copyTimeoutMs, signal)
+    const text = await readFile(join(folder, 'manifest.json'), 'utf8')
+    return parseImage(JSON.parse(text), `sha256:${createHash('sha256').update(text).digest('hex')}`, 'the image')
   }
 
   async #manifest(
@@ -187,7 +198,7 @@ function explain(error: CommandError, address: string, { registry }: Reference):
   if (/unauthorized|authentication required|access to the resource is denied|403 \(?forbidden/i.test(said)) {
     return new ThawError('image_unresolvable', `The registry does not let us read ${address}, or it does not exist.`, {
       ...options,
-      fix: 'Check the name; for a private image log in with `skopeo login` as the user of the server.',
+      fix: 'Check the name; for a private image log in with `skopeo login` as the user of the server, or name a file with credentials in registries.auth_file.',
     })
   }
   if (/manifest unknown|name unknown|name invalid|not found|404/i.test(said))

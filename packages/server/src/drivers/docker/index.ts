@@ -23,6 +23,7 @@ import { identify, type ProcessIdentity } from '../processes.ts'
 import { connectUnixSocket, waitForName } from '../socket.ts'
 import { startWithin } from '../starting.ts'
 import { Bridge } from './bridge.ts'
+import { type BuildRequest, buildImage } from './builds.ts'
 import { containerConfig, limitsOf } from './container.ts'
 import { inspectContainer, pauseContainer, removeContainer, resumeContainer, startFailure, statusOfContainer } from './containers.ts'
 import { Engine, isUnreachable, statusOf } from './engine.ts'
@@ -320,6 +321,19 @@ export class DockerDriver implements Driver {
       // Its containers have ended with it; the next start finds what is left.
       if (isUnreachable(error) === null) throw error
     }
+  }
+
+  /** Builds an image from a Dockerfile, as the port of the image catalog wants it. RUN steps have the network of sandboxes. */
+  async buildImage(request: Omit<BuildRequest, 'network'>): Promise<void> {
+    const { usable, missing } = await this.probe()
+    if (!usable) {
+      throw new ThawError('driver_unavailable', `Images are built by a Docker engine: ${missing.map(({ what }) => what).join(', ')}.`, {
+        fix: missing.map(({ fix }) => fix).join(' '),
+      })
+    }
+    await this.#network.setUp()
+    mkdirSync(this.#dir, { recursive: true, mode: 0o711 })
+    await buildImage(this.engine, { ...request, network: this.#network.name })
   }
 
   /** What the engine is, asked once, and again after it could not be asked. */
