@@ -40,7 +40,10 @@ const programs = [
   { program: 'skopeo', package: 'skopeo', without: 'OCI images cannot be used' },
   { program: 'go', package: 'golang-go', without: 'Go functions, programs with the stdio contract, and sandboxes cannot be run' },
 ]
-const testPrograms = [{ program: 'docker-registry', package: 'docker-registry', without: 'tests with a real registry cannot run' }]
+const testPrograms = [
+  { program: 'docker-registry', package: 'docker-registry', without: 'tests with a real registry cannot run' },
+  { program: 'dockerd', package: 'docker.io', without: 'tests of the driver docker cannot run' },
+]
 
 class Stop extends Error {}
 
@@ -188,7 +191,22 @@ function installDebianPackages(names) {
   say(`installing ${names.join(', ')} (apt-get)`)
   const options = { env: { ...env, DEBIAN_FRONTEND: 'noninteractive', NEEDRESTART_SUSPEND: '1' } }
   run('apt-get', ['--quiet=2', 'update'], options)
-  return run('apt-get', ['--quiet=1', '--yes', '--no-install-recommends', 'install', ...names], options)
+  return withoutStarting(() => run('apt-get', ['--quiet=1', '--yes', '--no-install-recommends', 'install', ...names], options))
+}
+
+/**
+ * Packages of services (docker.io, docker-registry) start them when they are installed. Tests start their own, and nobody
+ * asked for one on this machine; policy-rc.d is how Debian is told so (invoke-rc.d(8)).
+ */
+function withoutStarting(install) {
+  const policy = '/usr/sbin/policy-rc.d'
+  if (existsSync(policy)) return install()
+  writeFileSync(policy, '#!/bin/sh\nexit 101\n', { mode: 0o755 })
+  try {
+    return install()
+  } finally {
+    rmSync(policy)
+  }
 }
 
 /** Says what will not work, and what to type. Once: the same list again is known. */
