@@ -1,3 +1,4 @@
+import { spawnSync } from 'node:child_process'
 import type { Command as CommandLine, Sandbox } from '@thaw/sdk'
 import type { Context } from './context.ts'
 import { UsageError } from './errors.ts'
@@ -47,11 +48,11 @@ export async function runTerminal({ output, signal }: Context, sandbox: Sandbox,
   const resize = () => void terminal.resize({ cols: stdout.columns, rows: stdout.rows })
   // Whoever stops this process from outside and lets it go on finds the terminal in the mode of their shell.
   const goOn = () => {
-    stdin.setRawMode(true)
+    makeRaw()
     resize()
   }
   const hangUp = () => void terminal.kill('SIGHUP')
-  stdin.setRawMode(true)
+  makeRaw()
   stdin.on('data', type)
   stdin.once('end', hangUp)
   stdout.on('resize', resize)
@@ -74,6 +75,13 @@ export async function runTerminal({ output, signal }: Context, sandbox: Sandbox,
     const reset = modes.reset()
     if (reset !== '') stdout.write(reset)
   }
+}
+
+/** Every key comes as it is, and every byte is shown as it is. Undone by `setRawMode(false)`, and by the end of this process. */
+function makeRaw(): void {
+  process.stdin.setRawMode(true)
+  // The raw mode of Node.js leaves on that line feeds also return to the first column (ONLCR), which spoils full-screen programs.
+  spawnSync('stty', ['-opost'], { stdio: ['inherit', 'ignore', 'ignore'] })
 }
 
 function terminalEnv({ TERM, COLORTERM }: NodeJS.ProcessEnv): Record<string, string> {
