@@ -34,6 +34,8 @@ type initRequest struct {
 	Files          []initFile        `json:"files"`
 	Main           *mainProcess      `json:"main"`
 	Entropy        []byte            `json:"entropyBase64"`
+	// Restored: this is a clone, not the sandbox that was snapshotted. Only to /snapshot/resume.
+	Restored bool `json:"restored"`
 }
 
 // initFile is written as its owner, who is the default user if empty.

@@ -84,25 +84,35 @@ func (s *Server) health(w http.ResponseWriter, _ *http.Request) {
 func (s *Server) guard(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		path := r.URL.Path
+		around := path == "/snapshot/prepare" || path == "/snapshot/resume"
+		// While the gate is closed the token may be another one: whoever comes then is told to come again, whatever they show.
+		if !around && s.gate.isClosed() {
+			refuseForSnapshot(w, r)
+			return
+		}
 		if path != "/health" && !s.settings.Authorized(r.Header.Get(tokenHeader)) && !s.signed(r) {
 			refuse(w, r, connect.Errorf(connect.Unauthenticated, "unauthorized access: send the sandbox's token in the header %s", tokenHeader))
 			return
 		}
 		// These two close and open the gate themselves.
-		if path == "/snapshot/prepare" || path == "/snapshot/resume" {
+		if around {
 			next.ServeHTTP(w, r)
 			return
 		}
 		entered, call := s.gate.enter(r)
 		if call == nil {
-			w.Header().Set("Connection", "close")
-			w.Header().Set("Retry-After", "1")
-			refuse(w, r, errSnapshot)
+			refuseForSnapshot(w, r)
 			return
 		}
 		defer s.gate.leave(call)
 		next.ServeHTTP(w, entered)
 	})
+}
+
+func refuseForSnapshot(w http.ResponseWriter, r *http.Request) {
+	w.Header().Set("Connection", "close")
+	w.Header().Set("Retry-After", "1")
+	refuse(w, r, errSnapshot)
 }
 
 // refuse answers procedures and paths each in their own form.

@@ -30,13 +30,22 @@ type snapshotResponse struct {
 }
 
 // prepareSnapshot brings the agent to where its memory can be frozen: no calls, no connections, nothing of the kernel
-// that a snapshot cannot carry. Only listeners stay. The answer is the last thing on its connection.
+// that a snapshot cannot carry. Only listeners stay. The answer is the last thing on its connection. The body may name the
+// token by which whoever resumes is known: a snapshot should not hold the token of its sandbox.
 func (s *Server) prepareSnapshot(w http.ResponseWriter, r *http.Request) {
+	req, failure := readInit(w, r)
+	if failure != nil {
+		files.WriteError(w, failure)
+		return
+	}
 	s.change.Lock()
 	defer s.change.Unlock()
 	w.Header().Set("Connection", "close")
 	s.gate.close()
 	hooks, err := s.runHooks(beforeSnapshot)
+	if err == nil {
+		err = s.apply(&initRequest{AccessToken: req.AccessToken})
+	}
 	if err != nil {
 		s.gate.open()
 		files.WriteError(w, connect.AsError(r.Context(), err))
@@ -58,8 +67,8 @@ func (s *Server) resumeSnapshot(w http.ResponseWriter, r *http.Request) {
 	s.change.Lock()
 	defer s.change.Unlock()
 	err := s.apply(req)
-	var hooks []hookResult
-	if err == nil {
+	hooks := []hookResult{}
+	if err == nil && req.Restored {
 		hooks, err = s.runHooks(afterRestore)
 	}
 	if err != nil {

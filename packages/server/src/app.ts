@@ -1,5 +1,6 @@
 import { execFile } from 'node:child_process'
-import { chmodSync, cpSync, existsSync, mkdirSync, realpathSync, rmSync, statSync } from 'node:fs'
+import { createHash } from 'node:crypto'
+import { chmodSync, cpSync, existsSync, mkdirSync, readFileSync, realpathSync, renameSync, rmSync, statSync } from 'node:fs'
 import { dirname, join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { promisify } from 'node:util'
@@ -31,7 +32,7 @@ import { E2bTemplates } from './control/sandboxes/e2b-templates.ts'
 import { Executor } from './control/sandboxes/execute.ts'
 import { Hibernation } from './control/sandboxes/hibernation.ts'
 import { Lives } from './control/sandboxes/lives.ts'
-import { SandboxStarter } from './control/sandboxes/sandbox-starter.ts'
+import { type Agents, SandboxStarter } from './control/sandboxes/sandbox-starter.ts'
 import { Sandboxes } from './control/sandboxes/sandboxes.ts'
 import { Snapshots } from './control/sandboxes/snapshots.ts'
 import { Sweeper } from './control/sandboxes/sweeper.ts'
@@ -143,7 +144,7 @@ export async function startApp(config: Config, onProgress: (line: string) => voi
       drivers,
       images,
       pools: { take: (key) => pools.take(key) as AgentSandbox | undefined },
-      runtimesDir,
+      agents: stageAgent(dataDir),
       startTimeoutMs: limits.start_timeout_ms,
       onFallback: (method, error) => {
         metrics.bootFallback(method, error instanceof ThawError ? error.code : 'other')
@@ -378,6 +379,30 @@ async function stageRuntimes(dataDir: string): Promise<string> {
   if (existsSync(agent)) cpSync(agent, join(target, 'agent', 'thaw-agent'))
   await compilePython(join(target, 'python'))
   return target
+}
+
+/**
+ * Puts the agent into a folder of the data directory that is named by its content, and stays: sandboxes and snapshots of
+ * earlier servers need theirs.
+ */
+function stageAgent(dataDir: string): Agents {
+  const program = join(findUp('runtimes'), '.build', 'agent', `thaw-agent-linux-${process.arch === 'arm64' ? 'arm64' : 'amd64'}`)
+  const folder = (digest: string) => join(dataDir, 'agents', digest)
+  const current = existsSync(program) ? createHash('sha256').update(readFileSync(program)).digest('hex') : 'none'
+  if (!existsSync(folder(current))) {
+    const draft = `${folder(current)}.draft`
+    rmSync(draft, { recursive: true, force: true })
+    mkdirSync(draft, { recursive: true, mode: 0o755 })
+    if (existsSync(program)) cpSync(program, join(draft, 'thaw-agent'))
+    renameSync(draft, folder(current))
+  }
+  return {
+    current,
+    dir: (digest) => {
+      if (existsSync(folder(digest))) return folder(digest)
+      throw new ThawError('snapshot_incompatible', 'The snapshot has an agent that this server does not know.')
+    },
+  }
 }
 
 /**

@@ -16,6 +16,8 @@ export interface AgentInit {
   makeUser?: boolean
   defaultWorkdir?: string
   files?: { path: string; contentBase64: string; mode?: number; owner?: string }[]
+  /** To a clone, whose hooks run then. */
+  restored?: boolean
   main?: { cmd: string; args: string[]; envs: Record<string, string>; cwd?: string }
 }
 
@@ -81,9 +83,10 @@ export class AgentClient {
     if (init.accessToken !== undefined) this.#token = init.accessToken
   }
 
-  /** Ends all connections but this one's, and takes no other calls until `resumeFromSnapshot`. */
-  async prepareSnapshot(signal?: AbortSignal): Promise<void> {
-    await this.#json({ method: 'POST', path: '/snapshot/prepare', signal }, {})
+  /** Ends all connections but this one's, and takes no other calls until `resumeFromSnapshot`, which `token` opens then. */
+  async prepareSnapshot(token: string, signal?: AbortSignal): Promise<void> {
+    await this.#json({ method: 'POST', path: '/snapshot/prepare', signal }, { accessToken: token })
+    this.#token = token
     this.connections.destroy()
   }
 

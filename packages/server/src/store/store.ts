@@ -10,6 +10,7 @@ import type {
   Role,
   SandboxCreateParsed,
   SandboxState,
+  SshKeyType,
 } from '@thaw/protocol'
 
 /**
@@ -28,6 +29,7 @@ export interface Store {
   readonly sandboxes: SandboxStore
   readonly snapshots: SnapshotStore
   readonly results: ResultStore
+  readonly sshKeys: SshKeyStore
   /** Flushes what is buffered and closes the file. */
   close(): Promise<void>
 }
@@ -215,7 +217,12 @@ export interface RecordStore {
 }
 
 /** What a sandbox was asked to be; `image` is always set. */
-export type SandboxSpec = Omit<SandboxCreateParsed, 'image' | 'driver' | 'name' | 'snapshot_id'> & { image: string; e2b?: E2bFacet }
+export type SandboxSpec = Omit<SandboxCreateParsed, 'image' | 'driver' | 'name' | 'snapshot_id'> & {
+  image: string
+  /** SHA-256 of the agent that it was given. */
+  agent: string
+  e2b?: E2bFacet
+}
 
 /** What is special about a sandbox that a client of E2B made. */
 export interface E2bFacet {
@@ -344,4 +351,32 @@ export interface ResultStore {
   put(row: ResultRow): Promise<void>
   /** Removes those whose time is over. Returns how many. */
   prune(now: number): Promise<number>
+}
+
+/** A public key that logs in to sandboxes of its tenant. */
+export interface SshKeyRow {
+  id: string
+  tenant: string
+  name: string
+  type: SshKeyType
+  /** SHA256:… */
+  fingerprint: string
+  /** Type and key in base64, as one line. */
+  public_key: string
+  /** The only sandbox that it opens; null: all of its tenant. */
+  sandbox_id: string | null
+  created_at: number
+  rotated_at: number | null
+  expires_at: number | null
+}
+
+export interface SshKeyStore {
+  /** False when the tenant has the key for this sandbox already. */
+  create(row: SshKeyRow): Promise<boolean>
+  /** Puts another key in the place of the old one. False when there is none of this id. */
+  replace(id: string, change: Pick<SshKeyRow, 'type' | 'fingerprint' | 'public_key' | 'rotated_at'>): Promise<boolean>
+  /** Of all tenants, ordered by id. */
+  list(): Promise<SshKeyRow[]>
+  /** False when there was none. */
+  delete(id: string): Promise<boolean>
 }

@@ -1,4 +1,3 @@
-import { join } from 'node:path'
 import { newId, type SandboxResources } from '@thaw/protocol'
 import { AgentClient } from '../../agent/agent.ts'
 import { type CreateSpec, type Driver, insidePaths, type Prepared } from '../../drivers/driver.ts'
@@ -27,10 +26,10 @@ export class AgentSandbox {
   /** Rejects with what the driver said, and leaves nothing behind. */
   static async start(
     driver: Driver,
-    spec: AgentSpec & { image: Prepared; runtimesDir: string; id?: string; token?: string },
+    spec: AgentSpec & { image: Prepared; agentDir: string; id?: string; token?: string },
     options: { timeoutMs: number; signal?: AbortSignal | undefined },
   ): Promise<AgentSandbox> {
-    const { image, runtimesDir, id = newId('sbx'), token, ...rest } = spec
+    const { image, agentDir, id = newId('sbx'), token, ...rest } = spec
     const full: CreateSpec = {
       ...rest,
       id,
@@ -38,7 +37,7 @@ export class AgentSandbox {
       argv: [insidePaths.agent, 'serve', '--socket', insidePaths.agentSocket],
       env: { PATH: defaultPath, HOME: '/root', LANG: 'C.UTF-8' },
       cwd: '/',
-      mounts: [{ source: join(runtimesDir, 'agent'), target: insidePaths.runtimeDir, readonly: true }],
+      mounts: [{ source: agentDir, target: insidePaths.runtimeDir, readonly: true }],
       user: 'root',
       root: 'writable',
       ready: 'agent',

@@ -48,8 +48,7 @@ export async function capture(
   const resumeToken = resumeTokenOf(row)
   let held = false
   try {
-    await agent.init({ accessToken: resumeToken }, AbortSignal.timeout(agentMs))
-    await agent.prepareSnapshot(AbortSignal.timeout(agentMs))
+    await agent.prepareSnapshot(resumeToken, AbortSignal.timeout(agentMs))
     if (hold) await driver.pause?.(id)
     const result = await driver.snapshot(id, { dir, kind, stop: false })
     held = hold
@@ -72,13 +71,17 @@ export async function reclaim(running: AgentSandbox, image: Pick<ReadyImage, 'co
   const { driver, id, agent } = running
   try {
     await agent.stats(AbortSignal.timeout(agentMs))
+    return
   } catch {
-    const held = new AgentSandbox(id, driver, 0, resumeTokenOf(row))
-    try {
-      await held.agent.resumeFromSnapshot(initOf(image, row), AbortSignal.timeout(agentMs))
-    } finally {
-      held.agent.close()
-    }
+    // It takes no calls, and obeys either the sandbox's own token or the one of the snapshot.
+  }
+  const held = new AgentSandbox(id, driver, 0, resumeTokenOf(row))
+  try {
+    await held.agent.resumeFromSnapshot(initOf(image, row), AbortSignal.timeout(agentMs))
+  } catch {
+    await agent.resumeFromSnapshot(initOf(image, row), AbortSignal.timeout(agentMs))
+  } finally {
+    held.agent.close()
   }
 }
 

@@ -10,7 +10,7 @@ export interface SandboxStarterParts {
   drivers: Drivers
   images: Images
   pools: { take(key: PoolKey): AgentSandbox | undefined }
-  runtimesDir: string
+  agents: Agents
   startTimeoutMs: number
   /** A faster way of starting failed, and the next one is used. */
   onFallback: (method: BootMethod, error: unknown) => void
@@ -18,6 +18,13 @@ export interface SandboxStarterParts {
 
 /** Limits of a sandbox that waits in a pool; `bind` sets those that it is to have. */
 const pooledResources = { memory_mib: 512, cpus: 1, pids: 512 }
+
+/** The programs of agents that sandboxes of this server have, by their SHA-256: what was started with one cannot change to another. */
+export interface Agents {
+  readonly current: string
+  /** The folder that holds it. Throws `snapshot_incompatible` for one that this server does not have. */
+  dir(digest: string): string
+}
 
 export interface SandboxPlan {
   driver: Driver
@@ -32,6 +39,11 @@ export class SandboxStarter {
 
   constructor(parts: SandboxStarterParts) {
     this.#parts = parts
+  }
+
+  /** The agent that new sandboxes get. */
+  get agent(): string {
+    return this.#parts.agents.current
   }
 
   /** Which driver and image a request means; the image is on disk then. */
@@ -68,7 +80,7 @@ export class SandboxStarter {
     const { resources, network } = row.spec
     const started = await AgentSandbox.start(
       plan.driver,
-      { id: row.id, image, network, ...limitsOf(resources), runtimesDir: this.#parts.runtimesDir },
+      { id: row.id, image, network, ...limitsOf(resources), agentDir: this.#parts.agents.dir(row.spec.agent) },
       { timeoutMs: this.#parts.startTimeoutMs, signal },
     )
     try {
@@ -104,14 +116,14 @@ export class SandboxStarter {
         image: await driver.prepare(image.source),
         network: row.spec.network,
         ...limitsOf(row.spec.resources),
-        runtimesDir: this.#parts.runtimesDir,
+        agentDir: this.#parts.agents.dir(row.spec.agent),
         snapshot: { dir, kind: snapshot.kind, state },
         ...(typeof resume_token === 'string' ? { token: resume_token } : {}),
       },
       { timeoutMs: this.#parts.startTimeoutMs, signal },
     )
     try {
-      if (snapshot.kind === 'memory') await started.agent.resumeFromSnapshot(initOf(image, row), signal)
+      if (snapshot.kind === 'memory') await started.agent.resumeFromSnapshot({ ...initOf(image, row), restored: true }, signal)
       else await this.introduce(started, image, row, signal)
       return started
     } catch (error) {
@@ -137,7 +149,7 @@ export class SandboxStarter {
         image: await driver.prepare(image.source),
         network: key.network,
         resources: driverResources(pooledResources),
-        runtimesDir: this.#parts.runtimesDir,
+        agentDir: this.#parts.agents.dir(this.#parts.agents.current),
       },
       { timeoutMs: this.#parts.startTimeoutMs, signal },
     )

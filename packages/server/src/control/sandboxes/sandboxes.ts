@@ -66,7 +66,7 @@ export class Sandboxes {
     if (this.#lives.closed) throw new ThawError('shutting_down')
     const { starter } = this.#parts
     const plan = await starter.plan({ image, driver }, new AbortController().signal)
-    const spec: SandboxSpec = { ...rest, image: plan.ref }
+    const spec: SandboxSpec = { ...rest, image: plan.ref, agent: starter.agent }
     checkDriver(plan.driver, spec)
     await this.#lives.reserve(spec.resources.memory_mib)
     const pooled = starter.pooled(plan, spec)
