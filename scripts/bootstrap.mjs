@@ -21,6 +21,7 @@ import { delimiter, dirname, join } from 'node:path'
 import { createInterface } from 'node:readline/promises'
 import { fileURLToPath } from 'node:url'
 import { canInstallCriu, hasCriu, installCriu } from './criu.mjs'
+import { hasE2bPython, installE2bPython } from './e2b-python.mjs'
 
 const root = dirname(dirname(fileURLToPath(import.meta.url)))
 const buildDir = join(root, '.build')
@@ -226,7 +227,9 @@ function describeMissing(missing, isDebian, isRoot) {
 
 function buildLauncher() {
   const source = join(root, 'runtimes/custom')
-  const files = [...listFiles(source), ...listFiles(join(root, 'runtimes/go/protocol'))].filter((path) => /\.go$|\/go\.(mod|sum)$/.test(path) && !path.endsWith('_test.go'))
+  const files = [...listFiles(source), ...listFiles(join(root, 'runtimes/go/protocol'))].filter(
+    (path) => /\.go$|\/go\.(mod|sum)$/.test(path) && !path.endsWith('_test.go'),
+  )
   if (!files.some((path) => path.endsWith('.go'))) return
   const target = join(buildDir, 'runtimes/custom/launcher')
   const stamp = `${target}.sha256`
@@ -319,12 +322,25 @@ function installToolchain(source, target, arch) {
   renameSync(temporary, target)
 }
 
+// 5. What only tests need
+
+function provideE2bPython() {
+  if (!forTests || !mayInstall || hasE2bPython()) return
+  say('installing the Python client e2b, for tests')
+  try {
+    installE2bPython()
+  } catch (error) {
+    say(`the Python client e2b could not be installed (${error.message}); its tests cannot run.`)
+  }
+}
+
 try {
   installNpmPackages()
   await installPrograms()
   await provideCriu()
   buildLauncher()
   buildAgent()
+  provideE2bPython()
 } catch (error) {
   if (!(error instanceof Stop)) throw error
   say(error.message)

@@ -41,10 +41,10 @@ export function whyNoE2bPython(): string | null {
 }
 
 /** Runs a script with the Python client to its end; it is pointed at the server by its environment. Throws what it printed. */
-export async function runE2bPython(server: { url: string }, script: string, env: Record<string, string> = {}): Promise<string> {
-  const child = spawn(e2bPython, [script], {
+export async function runE2bPython(server: { url: string }, script: string, args: string[]): Promise<string> {
+  const child = spawn(e2bPython, [script, ...args], {
     stdio: ['ignore', 'pipe', 'pipe'],
-    env: { PATH: process.env.PATH, E2B_API_URL: server.url, E2B_SANDBOX_URL: server.url, E2B_API_KEY: anyKey, ...env },
+    env: { PATH: process.env.PATH, E2B_API_URL: server.url, E2B_SANDBOX_URL: server.url, E2B_API_KEY: anyKey },
   })
   let output = ''
   for (const stream of [child.stdout, child.stderr]) stream.setEncoding('utf8').on('data', (text: string) => (output += text))
