@@ -185,15 +185,20 @@ for address in [${JSON.stringify([address, port])}]:
   test('a restart of the engine ends its sandboxes: wait says so, calls fail until it is back and work then (fault 57)', async () => {
     const sandbox = spec(['sleep', '300'])
     await driver.create(sandbox)
+    const doomed = spec(['sleep', '300'])
+    await driver.create(doomed)
     const exit = driver.wait(sandbox.id)
     await engine.stop()
     await expect(driver.create(spec(['true']))).rejects.toMatchObject({ code: 'driver_failed', retryable: true })
     await expect(driver.inspect(sandbox.id)).rejects.toMatchObject({ code: 'driver_failed', retryable: true })
+    await expect(driver.destroy(doomed.id)).rejects.toMatchObject({ code: 'driver_failed', retryable: true })
     await engine.start()
     await exit
     expect(await driver.inspect(sandbox.id)).toMatchObject({ state: 'exited' })
     expect(await driver.list()).toContain(sandbox.id)
     expect((await run(['echo', 'again'])).output).toBe('again\n')
+    // What could not be destroyed meanwhile is destroyed without being asked again.
+    expect(await eventually(async () => (await driver.inspect(doomed.id)) === null)).toBe(true)
     await driver.destroy(sandbox.id)
     expect(await driver.list()).not.toContain(sandbox.id)
   })

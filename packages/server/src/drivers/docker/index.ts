@@ -26,6 +26,7 @@ import { Bridge } from './bridge.ts'
 import { type BuildRequest, buildImage } from './builds.ts'
 import { containerConfig, limitsOf } from './container.ts'
 import { inspectContainer, pauseContainer, removeContainer, resumeContainer, startFailure, statusOfContainer } from './containers.ts'
+import { Debts } from './debts.ts'
 import { Engine, isUnreachable, statusOf } from './engine.ts'
 import { exitOf, waitFor } from './exit.ts'
 import { type EngineFacts, readFacts } from './facts.ts'
@@ -88,6 +89,7 @@ export class DockerDriver implements Driver {
   readonly #running = new Map<string, Running>()
   readonly #bridges = new Map<string, Bridge>()
   readonly #destroying = new Map<string, Promise<void>>()
+  readonly #debts = new Debts((id) => this.destroy(id))
   #session: Promise<Session> | undefined
   #probe: Promise<Probe> | undefined
 
@@ -303,13 +305,19 @@ export class DockerDriver implements Driver {
       await removeContainer(this.engine, this.#container(id))
     } catch (error) {
       // Without an engine there is no container of an id that this data directory knows nothing of.
-      if (isUnreachable(error) === null || existsSync(this.#sandboxDir(id))) throw error
+      if (isUnreachable(error) === null) throw error
+      if (existsSync(this.#sandboxDir(id))) {
+        this.#debts.add(id)
+        throw error
+      }
     }
+    this.#debts.remove(id)
     rmSync(this.#sandboxDir(id), { recursive: true, force: true })
     this.#running.delete(id)
   }
 
   async close(): Promise<void> {
+    await this.#debts.close()
     for (const bridge of this.#bridges.values()) bridge.close()
     this.#bridges.clear()
     if (!existsSync(this.#dir)) return
