@@ -105,6 +105,25 @@ for (const driver of ['process', 'oci'] as const) {
       expect(await eventually(() => found.files.exists('ran'))).toBe(true)
     })
 
+    test('logs prints what the service wrote, and goes on with -f', async () => {
+      const source =
+        'echo line 1; echo oops >&2; while ! [ -e on ]; do sleep 0.05; done; echo line 2; while ! [ -e over ]; do sleep 0.05; done; exit 3'
+      const made = await server.thaw.sandboxes.create({ image, command: source })
+      onTestFinished(() => made[Symbol.asyncDispose]())
+      const logs = () => thaw(['sandbox', 'logs', made.id])
+      expect(await eventually(async () => (await logs()).stdout === 'line 1\n')).toBe(true)
+      expect(await logs()).toEqual({ code: 0, stdout: 'line 1\n', stderr: 'oops\n' })
+      const follower = start('sandbox', 'logs', made.id, '-f')
+      const followed = ended(follower)
+      await once(follower.stdout, 'data')
+      await made.files.write('on', '')
+      await once(follower.stdout, 'data')
+      await made.files.write('over', '')
+      expect(await followed).toMatchObject({ code: 0, stdout: 'line 1\nline 2\n' })
+      const interrupted = start('sandbox', 'logs', await sandbox(), '-f')
+      expect(await ended(interrupted)).toMatchObject({ code: 1, stderr: expect.stringContaining('main') })
+    })
+
     test('exec streams both outputs, passes its input on, and ends with the exit code of the command', async () => {
       const name = await sandbox()
       const both = await thaw([

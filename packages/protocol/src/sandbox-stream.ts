@@ -55,7 +55,7 @@ export const streamCommandSchema = z.discriminatedUnion('type', [
   z.strictObject({
     type: z.literal('attach'),
     id: idSchema,
-    pid: z.int().min(1),
+    pid: z.union([z.int().min(1), z.literal('main')]).describe('main: the service that was started with the sandbox'),
     offset: z
       .strictObject({ stdout: offsetSchema.optional(), stderr: offsetSchema.optional() })
       .optional()

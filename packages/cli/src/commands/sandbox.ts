@@ -5,6 +5,7 @@ import { registerCreate } from './sandbox-create.ts'
 import { registerExec } from './sandbox-exec.ts'
 import { registerLife } from './sandbox-life.ts'
 import { registerList } from './sandbox-list.ts'
+import { registerLogs } from './sandbox-logs.ts'
 import { registerPort } from './sandbox-port.ts'
 import { registerShell } from './shell.ts'
 
@@ -23,6 +24,6 @@ Examples:
   thaw sandbox cp ./project lab:/work
   thaw sandbox rm lab`,
     )
-  for (const add of [registerCreate, registerList, registerExec, registerShell, registerCopy, registerPort, registerLife])
+  for (const add of [registerCreate, registerList, registerExec, registerShell, registerCopy, registerLogs, registerPort, registerLife])
     add(sandbox, output)
 }

@@ -40,6 +40,12 @@ export interface ProcessExit {
   signal: string | null
 }
 
+/** What is known of a process once it runs. */
+export interface Started {
+  pid: number
+  offset: { stdout: number; stderr: number }
+}
+
 /** The one process that a connection is for. */
 const onlyId = '1'
 /** Input in one message; base64 adds a third, and the server takes messages of up to 1 MiB. */
@@ -48,13 +54,16 @@ const inputPieceBytes = 256 * 1024
 /** A running process of a sandbox. `await using` ends it. */
 export class SandboxProcess implements AsyncDisposable {
   readonly pid: number
+  /** Bytes that the process had written before what is heard here; more than 0 only after `attach`. */
+  readonly offset: { stdout: number; stderr: number }
   readonly stdin: ProcessInput
   readonly #wire: ProcessWire
 
   /** Made by `sandbox.start` and `sandbox.attach`. */
-  constructor(wire: ProcessWire, pid: number) {
+  constructor(wire: ProcessWire, { pid, offset }: Started) {
     this.#wire = wire
     this.pid = pid
+    this.offset = offset
     this.stdin = new ProcessInput(wire)
   }
 
@@ -151,7 +160,7 @@ export class ProcessWire {
   ended = false
   #connection: StreamConnection | undefined
   readonly #output: Pick<StartOptions, 'onStdout' | 'onStderr'>
-  readonly #started: PromiseWithResolvers<number> = Promise.withResolvers()
+  readonly #started: PromiseWithResolvers<Started> = Promise.withResolvers()
   readonly #exit: PromiseWithResolvers<ProcessExit> = Promise.withResolvers()
 
   constructor(output: Pick<StartOptions, 'onStdout' | 'onStderr'>) {
@@ -162,8 +171,8 @@ export class ProcessWire {
     this.#started.promise.catch(() => undefined)
   }
 
-  /** Sends `first`, which starts a process or attaches to one, and resolves with its pid. */
-  async open(http: Http, sandboxId: string, first: object, signal: AbortSignal | undefined): Promise<number> {
+  /** Sends `first`, which starts a process or attaches to one, and resolves when that is done. */
+  async open(http: Http, sandboxId: string, first: object, signal: AbortSignal | undefined): Promise<Started> {
     const receive: Receiver = (message) => this.#receive(message)
     const connection = await StreamConnection.open(http, sandboxId, receive, signal)
     this.#connection = connection
@@ -192,7 +201,7 @@ export class ProcessWire {
   #receive(message: StreamEvent): void | Promise<void> {
     switch (message.type) {
       case 'started':
-        return this.#started.resolve(message.pid ?? 0)
+        return this.#started.resolve({ pid: message.pid ?? 0, offset: message.offset ?? { stdout: 0, stderr: 0 } })
       case 'stdout':
         return this.#output.onStdout?.(fromBase64(message.data))
       case 'stderr':
@@ -229,7 +238,7 @@ export interface AttachOptions extends Pick<StartOptions, 'onStdout' | 'onStderr
 }
 
 /** Goes on with a process that another connection started. */
-export async function attachProcess(http: Http, sandboxId: string, pid: number, options: AttachOptions): Promise<SandboxProcess> {
+export async function attachProcess(http: Http, sandboxId: string, pid: number | 'main', options: AttachOptions): Promise<SandboxProcess> {
   const { offset, killOnClose, signal } = options
   const wire = new ProcessWire(options)
   const first = { type: 'attach', pid, ...given({ offset, kill_on_close: killOnClose }) }
@@ -243,7 +252,8 @@ export async function openTerminal(http: Http, sandboxId: string, options: Termi
   const { command = loginShell, cols = 80, rows = 24, env, cwd, user, onData, signal } = options
   const wire = new ProcessWire({ onStdout: onData, onStderr: onData })
   const first = { type: 'exec', command, pty: { cols, rows }, stdin: true, kill_on_close: true, ...given({ env, cwd, user }) }
-  return new SandboxTerminal(wire, await wire.open(http, sandboxId, first, signal))
+  const { pid } = await wire.open(http, sandboxId, first, signal)
+  return new SandboxTerminal(wire, pid)
 }
 
 /** Without what is undefined. */

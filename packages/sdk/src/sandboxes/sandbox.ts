@@ -65,8 +65,11 @@ export class Sandbox implements AsyncDisposable {
     return startProcess(this.#http, this.id, command, options)
   }
 
-  /** Goes on with a process that was started before, here or elsewhere. The last of its output, up to 1 MiB, is kept: see `offset`. */
-  async attach(pid: number, options: AttachOptions = {}): Promise<SandboxProcess> {
+  /**
+   * Goes on with a process that was started before, here or elsewhere; `main` is the service that was started with the sandbox. The
+   * last 1 MiB of its output is kept: see `offset`.
+   */
+  async attach(pid: number | 'main', options: AttachOptions = {}): Promise<SandboxProcess> {
     return attachProcess(this.#http, this.id, pid, options)
   }
 

@@ -49,10 +49,10 @@ export async function openSocket(target: SocketTarget, events: SocketEvents, sig
   })
 }
 
-async function openOnNode({ url, headers }: SocketTarget, events: SocketEvents, signal: AbortSignal | undefined): Promise<Socket> {
-  const { WebSocket } = await import('ws')
+async function openOnNode(target: SocketTarget, events: SocketEvents, signal: AbortSignal | undefined): Promise<Socket> {
+  const { url } = target
+  const socket = await startSocket(target)
   signal?.throwIfAborted()
-  const socket = new WebSocket(url, { headers, perMessageDeflate: false, followRedirects: false, handshakeTimeout: handshakeMs })
   return new Promise((resolve, reject) => {
     let open = false
     socket.on('unexpected-response', (_request, answer) => {

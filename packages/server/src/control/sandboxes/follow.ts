@@ -10,7 +10,8 @@ export interface FollowOptions {
 
 /** A process that runs. `offset`: bytes of its output that the caller has already; default: what comes from now on. */
 export interface Attachment {
-  pid: number
+  /** main: the service that was started with the sandbox. */
+  pid: number | 'main'
   offset?: Partial<Record<Channel, number>>
 }
 
@@ -78,7 +79,9 @@ const channels = ['stdout', 'stderr', 'pty'] as const
 async function* open(lease: Lease, what: ProcessStart | Attachment, options: FollowOptions): AsyncGenerator<ProcessEvent> {
   if ('pid' in what) {
     const { pid, offset } = what
-    const message = { process: { pid }, ...(offset === undefined ? {} : { offset }) }
+    // The agent starts the service of a sandbox under this tag.
+    const process = pid === 'main' ? { tag: pid } : { pid }
+    const message = { process, ...(offset === undefined ? {} : { offset }) }
     yield* lease.agent.stream<ProcessEvent>('process.Process/Connect', message, options)
   } else yield* lease.agent.stream<ProcessEvent>('process.Process/Start', what, options)
 }
