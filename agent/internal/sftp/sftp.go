@@ -12,15 +12,12 @@ import (
 // Serve speaks SFTP on stdin and stdout until stdin ends. It may do what the user may whose process it is; relative paths
 // start in its working directory.
 func Serve() error {
-	dir, err := os.Getwd()
-	if err != nil {
-		dir = "/"
-	}
 	streams := struct {
 		io.Reader
 		io.WriteCloser
 	}{os.Stdin, os.Stdout}
-	server, err := sftp.NewServer(streams, sftp.WithServerWorkingDirectory(dir), sftp.WithAllocator())
+	// Without its own working directory: it would make the targets of symbolic links absolute.
+	server, err := sftp.NewServer(streams, sftp.WithAllocator())
 	if err != nil {
 		return err
 	}

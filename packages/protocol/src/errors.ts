@@ -57,6 +57,11 @@ export const errorTable = define({
     'The code archive has an entry that is not allowed.',
     'Pack plain files and folders with relative paths; links must stay inside the archive.',
   ),
+  ssh_key_invalid: caller(
+    400,
+    'This is not a public key that can log in.',
+    'Send the one line of a .pub file: ed25519, ECDSA, or RSA of at least 2048 bits; `ssh-keygen -t ed25519` makes one.',
+  ),
   unauthorized: caller(
     401,
     'The request has no API key that is valid.',
@@ -92,6 +97,7 @@ export const errorTable = define({
     'There is no secret of this name.',
     'List secrets with `thaw secret ls`, or make it with `thaw secret set`.',
   ),
+  ssh_key_not_found: caller(404, 'There is no SSH key of this id.', 'List SSH keys with `thaw ssh-key ls`.'),
   key_not_found: caller(404, 'There is no API key of this id.', 'List keys with `thaw key ls`.'),
   sandbox_not_found: caller(404, 'There is no sandbox of this id or name.', 'List sandboxes with `thaw sandbox ls`.'),
   process_not_found: caller(
@@ -126,6 +132,11 @@ export const errorTable = define({
     409,
     'A secret of this name exists already.',
     'Use PUT /v1/secrets/{name} (or `thaw secret set`) to change its value.',
+  ),
+  ssh_key_exists: caller(
+    409,
+    'This SSH key is there already.',
+    'List SSH keys with `thaw ssh-key ls`; remove or rotate the one that is there.',
   ),
   secret_in_use: caller(
     409,

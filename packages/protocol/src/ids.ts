@@ -4,7 +4,7 @@
  */
 const alphabet = '0123456789abcdefghjkmnpqrstvwxyz'
 
-export const idPrefixes = ['fn', 'ver', 'inv', 'sbx', 'snap', 'img', 'req', 'key'] as const
+export const idPrefixes = ['fn', 'ver', 'inv', 'sbx', 'snap', 'img', 'req', 'key', 'sshk'] as const
 export type IdPrefix = (typeof idPrefixes)[number]
 
 // Random bytes are drawn in bulk: one call to the generator serves 409 ids, and this runs once per invocation.

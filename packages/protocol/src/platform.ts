@@ -1,5 +1,6 @@
 import { z } from 'zod'
 import { driverKindSchema, networkModeSchema, timestampSchema } from './common.ts'
+import { sshInfoSchema } from './ssh-keys.ts'
 
 /** What a driver found on this machine, and how to get what is missing. */
 export const probeSchema = z.object({
@@ -29,6 +30,7 @@ export const infoSchema = z.object({
   started_at: timestampSchema,
   data_dir: z.string().nullable().describe('null for keys with the role member'),
   drivers: z.array(driverItemSchema),
+  ssh: sshInfoSchema.nullable().describe('where it listens for SSH; null: nowhere'),
   limits: z.object({ max_payload_bytes: z.int(), max_archive_bytes: z.int() }),
 })
 export type Info = z.infer<typeof infoSchema>

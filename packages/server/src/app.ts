@@ -6,7 +6,7 @@ import { fileURLToPath } from 'node:url'
 import { promisify } from 'node:util'
 import { type CreatedKeyItem, type DriverItem, type Info, type KeyCreate, ThawError } from '@thaw/protocol'
 import { Bundles } from './bundles/bundles.ts'
-import { type Config, isLoopback } from './config/index.ts'
+import { type Config, defaultSshPort, isLoopback } from './config/index.ts'
 import { Artifacts } from './control/artifacts.ts'
 import type { BootedSandbox } from './control/booted.ts'
 import { Budget } from './control/budget.ts'
@@ -39,12 +39,15 @@ import { Sweeper } from './control/sandboxes/sweeper.ts'
 import { Scheduler } from './control/scheduler.ts'
 import { SecretCatalog } from './control/secret-catalog.ts'
 import { Secrets } from './control/secrets.ts'
+import { openHostKey } from './control/ssh-host-key.ts'
+import { SshKeys } from './control/ssh-keys.ts'
 import { type RuntimePoolKey, Starter } from './control/starter.ts'
 import { DockerDriver } from './drivers/docker/index.ts'
 import type { Driver } from './drivers/driver.ts'
 import { OciDriver } from './drivers/oci/index.ts'
 import { ProcessDriver } from './drivers/process/index.ts'
 import { startGateway } from './gateway/server.ts'
+import { startSsh } from './gateway/ssh/start.ts'
 import { Images } from './images/images.ts'
 import { SnapshotFiles } from './snapshots/snapshot-files.ts'
 import { openStore } from './store/sqlite/open.ts'
@@ -209,6 +212,12 @@ export async function startApp(config: Config, onProgress: (line: string) => voi
       starter: sandboxStarter,
       log,
     })
+    const sshKeys = await SshKeys.open({
+      store: store.sshKeys,
+      sandboxId: async (caller, name) => (await sandboxes.get(caller, name)).id,
+      connectionsPerKey: config.ssh.connections_per_key,
+    })
+    closers.push(() => sshKeys.close())
     const catalog = new ImageCatalog(
       images,
       async (tenant) =>
@@ -276,12 +285,19 @@ export async function startApp(config: Config, onProgress: (line: string) => voi
         e2b: new E2bSandboxes({ sandboxes, snapshots, lives }),
         e2bTemplates: new E2bTemplates(store.snapshots),
         keys,
+        sshKeys,
         idempotency,
         metrics,
         log,
       },
     )
     closers.push(() => gateway.close())
+    const ssh = config.ssh.enabled
+      ? await startSsh({ ...config.ssh, defaultPort: defaultSshPort, hostKey: openHostKey(dataDir) }, { keys: sshKeys, sandboxes, log })
+      : null
+    if (ssh !== null) closers.push(() => ssh.close())
+    platform.ssh = ssh?.info ?? null
+    metrics.observeSsh(() => ssh?.connections ?? 0)
     platform.ready = true
     log.info({ url: gateway.url, data_dir: dataDir }, 'listening')
     onProgress(`listening on ${gateway.url}`)

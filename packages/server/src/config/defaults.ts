@@ -5,6 +5,9 @@ import type { Config } from './schema.ts'
 const mib = 1024 * 1024
 const weekMs = 7 * 86_400_000
 
+/** Where it is taken, the server goes on without SSH: nobody chose it. */
+export const defaultSshPort = 2222
+
 /** What the defaults depend on, apart from the environment. */
 export interface Machine {
   root: boolean
@@ -81,6 +84,7 @@ export function defaultConfig(env: NodeJS.ProcessEnv, machine: Machine): Config 
     },
     pools: { size: 2, max_size: 16, demand_ms: 300_000 },
     sandboxes: { domain: 'localhost', hibernate_after_ms: 600_000 },
+    ssh: { enabled: true, host: '127.0.0.1', port: defaultSshPort, idle_ms: 14_400_000, connections_per_key: 32 },
     retention: { invocations_ms: weekMs, logs_ms: weekMs, sandboxes_ms: 86_400_000, idempotency_ms: 86_400_000, images_ms: weekMs },
     registries: { insecure: [], auth_file: null },
     builds: { env: inheritedBuildEnv(env), ca_file: env.SSL_CERT_FILE || null },

@@ -136,6 +136,8 @@ function fromText(leaf: Leaf, text: string): unknown {
   switch (leaf.kind) {
     case 'number':
       return /^-?\d+$/.test(text.trim()) ? Number(text) : text
+    case 'boolean':
+      return text === 'true' ? true : text === 'false' ? false : text
     case 'nullable_number':
       return text === '' ? null : fromText({ ...leaf, kind: 'number' }, text)
     case 'nullable':

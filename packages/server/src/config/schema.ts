@@ -123,6 +123,17 @@ export const configSchema = z.strictObject({
       'How long a sandbox is paused before its memory goes to disk, where its driver can keep memory; null: never.',
     ),
   }),
+  ssh: z.strictObject({
+    enabled: z.boolean().meta({ description: 'Whether sandboxes can be reached over SSH.', expected: 'true or false' }),
+    host: z
+      .string()
+      .max(253)
+      .refine((host) => isIP(host) !== 0 || hostPattern.test(host))
+      .meta({ description: 'Address to listen on for SSH.', expected: 'an IP address or a host name' }),
+    port: whole(0, 65_535, 'TCP port to listen on for SSH; 0 takes any free one.'),
+    idle_ms: waitMs('How long an SSH connection may carry nothing before it is closed.'),
+    connections_per_key: whole(1, 100_000, 'Most SSH connections of one SSH key at a time.'),
+  }),
   retention: z.strictObject({
     invocations_ms: keptMs('How long records of invocations are kept.'),
     logs_ms: keptMs('How long log entries are kept.'),
@@ -171,12 +182,13 @@ export type Config = z.infer<typeof configSchema>
 /** A leaf of the schema: a value of its own. `kind` says how text (environment, flags) becomes that value. */
 export interface Leaf {
   key: string
-  kind: 'text' | 'number' | 'list' | 'names' | 'nullable' | 'nullable_number'
+  kind: 'text' | 'number' | 'boolean' | 'list' | 'names' | 'nullable' | 'nullable_number'
   meta: KeyMeta
 }
 
 function kindOf(schema: z.ZodType): Leaf['kind'] {
   if (schema instanceof z.ZodNumber) return 'number'
+  if (schema instanceof z.ZodBoolean) return 'boolean'
   if (schema instanceof z.ZodArray) return 'list'
   if (schema instanceof z.ZodRecord) return 'names'
   if (schema instanceof z.ZodNullable) return schema.unwrap() instanceof z.ZodNumber ? 'nullable_number' : 'nullable'

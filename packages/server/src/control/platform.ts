@@ -1,4 +1,4 @@
-import type { Info } from '@thaw/protocol'
+import type { Info, SshInfo } from '@thaw/protocol'
 import type { Caller } from './caller.ts'
 import type { Drivers } from './drivers.ts'
 
@@ -9,6 +9,8 @@ export class Platform {
   readonly #startedAt = new Date().toISOString()
   /** False until everything is up, and again while the server stops. */
   ready = false
+  /** Where the server listens for SSH. */
+  ssh: SshInfo | null = null
 
   constructor(drivers: Drivers, facts: Pick<Info, 'version' | 'data_dir' | 'limits'>) {
     this.#drivers = drivers
@@ -24,6 +26,7 @@ export class Platform {
       node_version: process.version,
       started_at: this.#startedAt,
       drivers,
+      ssh: this.ssh,
     }
     if (caller.role === 'admin') return info
     const hidden = { versions: {}, missing: [], warnings: [] }

@@ -12,6 +12,7 @@ import type { Executor } from '../control/sandboxes/execute.ts'
 import type { Sandboxes } from '../control/sandboxes/sandboxes.ts'
 import type { Snapshots } from '../control/sandboxes/snapshots.ts'
 import type { SecretCatalog } from '../control/secret-catalog.ts'
+import type { SshKeys } from '../control/ssh-keys.ts'
 import type { Logger } from '../telemetry/log.ts'
 import type { Metrics } from '../telemetry/metrics.ts'
 import type { RateLimitOptions } from './rate-limit.ts'
@@ -27,6 +28,7 @@ export interface GatewayParts {
   pools: PoolCatalog
   secrets: SecretCatalog
   keys: Keys
+  sshKeys: SshKeys
   idempotency: Idempotency
   sandboxes: Sandboxes
   snapshots: Snapshots

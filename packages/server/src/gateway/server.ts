@@ -27,6 +27,7 @@ import { sandboxFileRoutes } from './routes/sandbox-files.ts'
 import { sandboxRoutes } from './routes/sandboxes.ts'
 import { secretRoutes } from './routes/secrets.ts'
 import { snapshotRoutes } from './routes/snapshots.ts'
+import { sshKeyRoutes } from './routes/ssh-keys.ts'
 import { SandboxHosts } from './sandbox-hosts.ts'
 import { SandboxPaths } from './sandbox-paths.ts'
 import { PortProxy } from './sandbox-ports.ts'
@@ -165,6 +166,7 @@ export async function startGateway(options: GatewayOptions, parts: GatewayParts)
     sandboxRoutes(routes, parts)
     sandboxFileRoutes(routes, parts)
     snapshotRoutes(routes, parts)
+    sshKeyRoutes(routes, parts)
     await registerE2b(routes, { ...parts, templates: parts.e2bTemplates, sandboxDomain: options.sandboxDomain }, fromFastify)
   })
   await app.ready()

@@ -121,6 +121,18 @@ export function createMetrics() {
       })
     },
 
+    /** `count` is asked at every scrape. To be called once. */
+    observeSsh(count: () => number): void {
+      new Gauge({
+        name: 'thaw_ssh_connections',
+        help: 'SSH connections that are logged in.',
+        registers,
+        collect() {
+          this.set(count())
+        },
+      })
+    },
+
     /** The text of GET /metrics, and its content type. */
     async render(): Promise<{ contentType: string; text: string }> {
       return { contentType: registry.contentType, text: await registry.metrics() }

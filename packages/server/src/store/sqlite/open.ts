@@ -19,6 +19,7 @@ import { SqliteResults } from './results.ts'
 import { SqliteSandboxes } from './sandboxes.ts'
 import { SqliteSecrets } from './secrets.ts'
 import { SqliteSnapshots } from './snapshots.ts'
+import { SqliteSshKeys } from './ssh-keys.ts'
 
 /** What the store needs of a logger; pino's fits. */
 export interface StoreLog {
@@ -93,6 +94,7 @@ export async function openStore(options: OpenOptions): Promise<Store> {
       sandboxes: new SqliteSandboxes(queries, patience),
       snapshots: new SqliteSnapshots(queries, patience),
       results: new SqliteResults(queries, patience),
+      sshKeys: new SqliteSshKeys(queries, patience),
       close() {
         closing ??= closeAll()
         return closing

@@ -10,6 +10,7 @@ export interface Tables {
   sandboxes: SandboxTable
   snapshots: SnapshotTable
   results: ResultTable
+  ssh_keys: SshKeyTable
   schema_migrations: MigrationTable
 }
 
@@ -153,6 +154,19 @@ export interface ResultTable {
   result: string
   created_at: number
   expires_at: number
+}
+
+export interface SshKeyTable {
+  id: string
+  tenant: string
+  name: string
+  type: string
+  fingerprint: string
+  public_key: string
+  sandbox_id: string | null
+  created_at: number
+  rotated_at: number | null
+  expires_at: number | null
 }
 
 export interface MigrationTable {
