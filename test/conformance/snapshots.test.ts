@@ -376,7 +376,7 @@ describe.skipIf(skip !== null)(`snapshots over oci${skip === null ? '' : ` (skip
       const target = folder()
       const taken = snapshot(parent, { dir: target }).catch((error: unknown) => error)
       expect(await waitUntil(() => criuAt(target).length > 0, 10_000)).toBe(true)
-      for (const pid of criuAt(target)) process.kill(pid, 'SIGKILL')
+      for (const pid of criuAt(target)) killQuietly(pid)
       expect(await taken).toMatchObject({ code: 'snapshot_failed' })
       expect(readdirSync(target)).toEqual([])
       expect(await driver.inspect(parent)).toMatchObject({ state: 'running' })
@@ -456,6 +456,14 @@ function processesOf(id: string): string[] {
 /** CRIU itself, at work on a folder: not the shell that started it. */
 function criuAt(folder: string): number[] {
   return findProcesses((pid) => cmdline(pid).includes(folder) && quietly(`/proc/${pid}/cmdline`).split('\0').includes('dump'))
+}
+
+function killQuietly(pid: number): void {
+  try {
+    process.kill(pid, 'SIGKILL')
+  } catch {
+    // A helper that went with the one before.
+  }
 }
 
 const cmdline = (pid: number) => quietly(`/proc/${pid}/cmdline`).replaceAll('\0', ' ')

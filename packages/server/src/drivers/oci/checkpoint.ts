@@ -72,10 +72,18 @@ export async function checkpoint(input: CheckpointInput): Promise<{ frozenMs: nu
     files: {},
     root: upper === undefined ? 'readonly' : 'writable',
   }
-  const child = spawn('nsenter', [`--net=/proc/${pid}/ns/net`, 'unshare', '--mount', 'sh', '-c', script(input, mounts, stage, memory)], {
-    stdio: ['pipe', 'pipe', 'pipe'],
-    detached: true,
-  })
+  // The folder of the group says, to a later server, whose snapshot this process takes.
+  const args = [
+    `--net=/proc/${pid}/ns/net`,
+    'unshare',
+    '--mount',
+    'sh',
+    '-c',
+    script(input, mounts, stage, memory),
+    'thaw-snapshot',
+    input.freezer.folder,
+  ]
+  const child = spawn('nsenter', args, { stdio: ['pipe', 'pipe', 'pipe'], detached: true })
   const steps = new Steps(child, signal)
   let frozenSince: number | undefined
   let frozenMs = 0
@@ -183,6 +191,8 @@ export function ownImages(folder: string): void {
   }
 }
 
+const helpersMs = 200
+
 /** The steps that a script reports on its stdout, and its end. */
 class Steps {
   readonly #child: ChildProcess
@@ -205,6 +215,13 @@ class Steps {
         this.#seen.add(line)
         this.#wake()
       })
+    // When CRIU is killed, helpers of it may go on for ever, and hold our pipes: as long as they do, the number of the group is
+    // theirs.
+    let helpers: NodeJS.Timeout | undefined
+    child.once('exit', () => {
+      helpers = setTimeout(() => this.#killGroup(), helpersMs)
+    })
+    child.once('close', () => clearTimeout(helpers))
     this.#closed = new Promise((resolve) => {
       child.once('close', (code) => resolve(code))
       child.once('error', () => resolve(null))
@@ -233,14 +250,17 @@ class Steps {
 
   /** Ends the script and CRIU below it, and waits until they are gone. */
   async kill(): Promise<void> {
-    if (this.#child.pid !== undefined && this.#child.exitCode === null && this.#child.signalCode === null) {
-      try {
-        process.kill(-this.#child.pid, 'SIGKILL')
-      } catch {
-        // Ended at this moment.
-      }
-    }
+    if (this.#child.exitCode === null && this.#child.signalCode === null) this.#killGroup()
     await this.#closed
+  }
+
+  #killGroup(): void {
+    if (this.#child.pid === undefined) return
+    try {
+      process.kill(-this.#child.pid, 'SIGKILL')
+    } catch {
+      // Ended at this moment.
+    }
   }
 }
 

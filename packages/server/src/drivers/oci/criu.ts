@@ -1,5 +1,5 @@
 import { createHash } from 'node:crypto'
-import { existsSync, mkdirSync, readdirSync, readFileSync } from 'node:fs'
+import { existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, renameSync, rmSync } from 'node:fs'
 import { release } from 'node:os'
 import { join } from 'node:path'
 import { runCommand } from '../command.ts'
@@ -80,15 +80,41 @@ async function versionOf(command: string[]): Promise<string | null> {
   return /^Version: (\S+)/m.exec(result?.stdout ?? '')?.[1] ?? null
 }
 
+/**
+ * Keeps a sleeping process in an image and lets it go on. CRIU's own check asks the kernel for features only. All of it is in
+ * namespaces that end with the script.
+ */
+const trial = `mount --bind "$1" /run && cd "$1" && shift && mkdir trial && exec </dev/null >/dev/null 2>&1 || exit 1
+setsid sleep 60 & pid=$!
+"$@" dump --tree $pid --images-dir trial --manage-cgroups=ignore >trial/log 2>&1 &&
+"$@" restore --restore-detached --images-dir trial --manage-cgroups=ignore >trial/log 2>&1 &&
+kill -9 $pid`
+
 /** The answers hold until the next boot. CRIU is given a /run that it accepts, in a mount namespace that ends with it. */
 async function gatherKernelFacts(dataDir: string, command: string[], version: string): Promise<string> {
   const boot = readFileSync('/proc/sys/kernel/random/boot_id', 'latin1').trim()
-  const folder = join(dataDir, 'oci', 'criu', `${boot}-${version}`)
-  const file = join(folder, 'criu.kdat')
-  if (existsSync(file)) return folder
-  mkdirSync(folder, { recursive: true, mode: 0o700 })
-  const script = `mount -t tmpfs tmpfs /run && "$@" check && cp /run/criu.kdat ${quote(`${file}.part`)} && mv ${quote(`${file}.part`)} ${quote(file)}`
-  await runCommand('unshare', ['--mount', 'sh', '-c', script, 'sh', ...command], { timeoutMs: 20_000 })
+  const parent = join(dataDir, 'oci', 'criu')
+  const folder = join(parent, `${boot}-${version}`)
+  if (existsSync(folder)) return folder
+  mkdirSync(parent, { recursive: true, mode: 0o700 })
+  // It has its name when all of it has worked.
+  const part = mkdtempSync(join(parent, 'trial-'))
+  try {
+    const check = `mount -t tmpfs tmpfs /run && "$@" check && cp /run/criu.kdat ${quote(part)}`
+    await runCommand('unshare', ['--mount', 'sh', '-c', check, 'sh', ...command], { timeoutMs: 20_000 })
+    const alone = ['--mount', '--net', '--pid', '--fork', '--mount-proc', '--kill-child']
+    try {
+      await runCommand('unshare', [...alone, 'sh', '-c', trial, 'sh', part, ...command], { timeoutMs: 20_000 })
+    } catch (cause) {
+      throw new Error(`a trial failed: ${complaints(readFileSync(join(part, 'trial', 'log'), 'utf8'))}`, { cause })
+    }
+    rmSync(join(part, 'trial'), { recursive: true })
+    // Of an earlier boot, or another CRIU.
+    for (const name of readdirSync(parent)) if (!name.startsWith('trial-')) rmSync(join(parent, name), { recursive: true, force: true })
+    renameSync(part, folder)
+  } finally {
+    rmSync(part, { recursive: true, force: true })
+  }
   return folder
 }
 

@@ -88,10 +88,11 @@ export function rememberProcess(dir: string): ProcessIdentity | null {
   return first
 }
 
-/** Whether a process is an engine at work on a bundle. */
-export function isEngineOf(pid: number, bundle: string): boolean {
+/** Whether a process is an engine at work on a sandbox: its bundle or its group is one of the arguments. */
+export function isEngineOf(pid: number, folders: string[]): boolean {
   try {
-    return readFileSync(`/proc/${pid}/cmdline`, 'utf8').split('\0').includes(bundle)
+    const args = readFileSync(`/proc/${pid}/cmdline`, 'utf8').split('\0')
+    return folders.some((folder) => args.includes(folder))
   } catch {
     return false
   }

@@ -25,9 +25,8 @@ import { connectUnixSocket, waitForName } from '../socket.ts'
 import { startWithin } from '../starting.ts'
 import { type Cgroups, openCgroups } from './cgroup.ts'
 import { ociConfig } from './config.ts'
-import { quote } from './criu.ts'
 import { defaultEngine, isEngineOf, rememberProcess, type Started, startContainer } from './engine.ts'
-import { makeLayer, overlayOptions } from './layer.ts'
+import { makeLayer, overlay } from './layer.ts'
 import { EgressNetwork, type Made } from './network.ts'
 import { closeWriteEnds, dropPipes, type OutputPipes, type PipeNames, PipeSource, pipeNames, readOutput } from './pipes.ts'
 import { hardNofileLimit, probeOci } from './probe.ts'
@@ -175,7 +174,10 @@ export class OciDriver implements Driver {
     })
     writeFileSync(join(dir, 'config.json'), JSON.stringify(config), { mode: 0o600 })
     try {
-      if (spec.root === 'writable') await runCommand('mount', [...overlayOptions(dir, image), rootfs])
+      if (spec.root === 'writable') {
+        const { source, type, options } = overlay(dir, image)
+        await runCommand('mount', ['-t', type, '-o', options, source, rootfs])
+      }
       signal.throwIfAborted()
     } catch (error) {
       if (pipes !== null) dropPipes(pipes)
@@ -190,7 +192,6 @@ export class OciDriver implements Driver {
     const cgroup = this.#cgroup(spec.id)
     const image = spec.image.image.path as string
     const rootfs = join(dir, 'rootfs')
-    const mountRoot = spec.root === 'writable' ? ['mount', ...overlayOptions(dir, image), rootfs] : ['mount', '--bind', image, rootfs]
     try {
       this.#cgroups.create(cgroup)
       const pid = await this.#restores.run({
@@ -199,7 +200,7 @@ export class OciDriver implements Driver {
         dir,
         snapshotDir: snapshot.dir,
         state: parseState(snapshot.state),
-        mountRoot: mountRoot.map(quote).join(' '),
+        root: spec.root === 'writable' ? overlay(dir, image) : { source: image, type: 'none', options: 'bind' },
         rootfs,
         given: new Map([
           ['/etc/resolv.conf', join(dir, 'resolv.conf')],
@@ -304,7 +305,8 @@ export class OciDriver implements Driver {
     await this.#restores.stop(id)
     const cgroup = this.#cgroup(id)
     // Of an earlier server: its engine may still be at work on the container, and would finish it behind our back.
-    if (!this.#running.has(id)) for (const pid of findProcesses((candidate) => isEngineOf(candidate, this.#dir(id)))) killQuietly(pid)
+    const folders = [this.#dir(id), this.#cgroups.freezer(cgroup).folder]
+    if (!this.#running.has(id)) for (const pid of findProcesses((candidate) => isEngineOf(candidate, folders))) killQuietly(pid)
     // What is frozen cannot end.
     if (this.#cgroups.frozen(cgroup)) await this.#cgroups.freeze(cgroup, false).catch(() => undefined)
     const killed = await waitUntil(() => {

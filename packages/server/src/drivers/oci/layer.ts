@@ -3,6 +3,7 @@ import { join } from 'node:path'
 import { runCommand } from '../command.ts'
 import { idShift } from '../driver.ts'
 import { snapshotFolders } from './checkpoint.ts'
+import type { FileSystem } from './restore.ts'
 
 /**
  * Makes the writable layer of a sandbox, with what one of a snapshot holds: owners, links, attributes and the marks of what was
@@ -24,8 +25,8 @@ function isPristine(folder: string): boolean {
   return uid === idShift && gid === idShift && (mode & 0o7777) === 0o755 && readdirSync(folder).length === 0
 }
 
-/** What mount is told to lay it over an image. */
-export function overlayOptions(dir: string, image: string): string[] {
+/** The layer over an image. */
+export function overlay(dir: string, image: string): FileSystem {
   const layers = `lowerdir=${image},upperdir=${join(dir, 'upper')},workdir=${join(dir, 'work')}`
-  return ['-t', 'overlay', 'overlay', '-o', `${layers},nodev,nosuid`]
+  return { source: 'overlay', type: 'overlay', options: `${layers},nodev,nosuid` }
 }

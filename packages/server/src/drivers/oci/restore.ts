@@ -9,6 +9,13 @@ import { type Criu, complaints, quote } from './criu.ts'
 import { sourcesOf } from './mounts.ts'
 import type { OutputPipes } from './pipes.ts'
 
+/** As mount(8) takes it. */
+export interface FileSystem {
+  source: string
+  type: string
+  options: string
+}
+
 export interface RestoreInput {
   criu: Criu
   /** Of the new sandbox; also its host name. */
@@ -18,8 +25,8 @@ export interface RestoreInput {
   /** Folder of the snapshot. Nothing is written there. */
   snapshotDir: string
   state: MemoryState
-  /** Shell command that mounts the root file system at `rootfs`, in a mount namespace of its own. */
-  mountRoot: string
+  /** What is mounted at `rootfs`, in a mount namespace that only CRIU sees. */
+  root: FileSystem
   rootfs: string
   /** Host paths by where they are inside. */
   given: ReadonlyMap<string, string>
@@ -76,12 +83,8 @@ async function restore(input: RestoreInput): Promise<number> {
   const log = openSync(join(dir, 'engine.log'), 'a', 0o600)
   const limit = AbortSignal.timeout(Math.round(baseLimitMs + sizeBytes / bytesPerMs))
   try {
-    const code = await run(
-      enterGroup(input, inside(input, kept, renamed, sources)),
-      input.pipes,
-      log,
-      AbortSignal.any([input.signal, limit]),
-    )
+    const script = enterGroup(input, inside(input, kept, renamed, sources))
+    const code = await run(script, dir, input.pipes, log, AbortSignal.any([input.signal, limit]))
     input.signal.throwIfAborted()
     if (code !== 0) throw failure(dir, limit.aborted)
   } finally {
@@ -171,18 +174,32 @@ function inside(input: RestoreInput, kept: string, renamed: string, sources: Rea
   ]
   // The network namespace is not that of the sandbox's user namespace, whose capability to listen on low ports is void in it.
   return `set -e
-${netns === undefined ? 'ip link set lo up' : ''}
+${netns === undefined ? 'ip link set lo up & lo=$!' : ''}
 echo 0 >/proc/sys/net/ipv4/ip_unprivileged_port_start
-mount --bind ${quote(criu.kernelFacts)} /run
-mount --bind ${quote(kept)} ${quote(join(dir, 'images'))}
-mount --bind ${quote(join(dir, renamed))} ${quote(join(dir, 'images', renamed))}
-${input.mountRoot}
+mount --all --fstab ${quote(writeMountTable(input, kept, renamed))}
+${netns === undefined ? 'wait $lo' : ''}
 exec ${command.map(quote).join(' ')}`
 }
 
-function run(script: string, pipes: OutputPipes | null, log: number, signal: AbortSignal): Promise<number | null> {
+/** A list of mounts, for one call of mount instead of four. Returns its path. */
+function writeMountTable({ criu, dir, root, rootfs }: RestoreInput, kept: string, renamed: string): string {
+  const bind = (source: string): FileSystem => ({ source, type: 'none', options: 'bind' })
+  const table: [FileSystem, string][] = [
+    [bind(criu.kernelFacts), '/run'],
+    [bind(kept), join(dir, 'images')],
+    [bind(join(dir, renamed)), join(dir, 'images', renamed)],
+    [root, rootfs],
+  ]
+  const path = join(dir, 'mounts')
+  const escaped = (text: string) => text.replace(/[\s\\#]/g, (found) => `\\${found.charCodeAt(0).toString(8).padStart(3, '0')}`)
+  const lines = table.map(([{ source, type, options }, target]) => [source, target, type, options].map(escaped).join(' '))
+  writeFileSync(path, `${lines.join(' 0 0\n')} 0 0\n`, { mode: 0o600 })
+  return path
+}
+
+function run(script: string, dir: string, pipes: OutputPipes | null, log: number, signal: AbortSignal): Promise<number | null> {
   return new Promise((resolve, reject) => {
-    const child = spawn('sh', ['-c', script], {
+    const child = spawn('sh', ['-c', script, 'thaw-restore', dir], {
       stdio: ['ignore', log, log, ...(pipes === null ? [] : [pipes.stdout.write, pipes.stderr.write])],
       detached: true,
     })
