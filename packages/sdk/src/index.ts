@@ -63,6 +63,7 @@ export type {
   FileWatch,
   SandboxFiles,
 } from './sandboxes/files.ts'
+export type { ForwardOptions, PortForward } from './sandboxes/forward.ts'
 export {
   type AttachOptions,
   type Command,

@@ -2,7 +2,7 @@ import type { Server, Socket as TcpSocket } from 'node:net'
 import { ThawError } from '@thaw/protocol'
 import type { Http } from '../http.ts'
 import { pathOf } from './path.ts'
-import { openBytes } from './tunnel.ts'
+import { joinTunnel } from './tunnel.ts'
 
 export interface ForwardOptions {
   /** Port to listen on, here. Default: any that is free. */
@@ -37,7 +37,7 @@ export async function forwardPort(http: Http, sandboxId: string, port: number, o
   const server = createServer({ allowHalfOpen: true, noDelay: true, pauseOnConnect: true }, (client) => {
     open.add(client)
     client.once('close', () => open.delete(client))
-    openBytes(target, client).catch((error: unknown) => {
+    joinTunnel(target, client).catch((error: unknown) => {
       client.destroy()
       onError?.(error instanceof ThawError ? error : new ThawError('unreachable', String(error), { cause: error }))
     })

@@ -13,6 +13,7 @@ import type { CallOptions } from '../functions.ts'
 import { type Http, isOk, itemOf } from '../http.ts'
 import { type ExecOptions, runCommand } from './exec.ts'
 import { SandboxFiles } from './files.ts'
+import { type ForwardOptions, forwardPort, type PortForward } from './forward.ts'
 import { pathOf } from './path.ts'
 import {
   type AttachOptions,
@@ -134,6 +135,14 @@ export class Sandbox implements AsyncDisposable {
     if (options.domain === undefined) return `${this.#http.url}${pathOf(this.id)}/ports/${port}/`
     const url = new URL(this.#http.url)
     return `${url.protocol}//${port}-${this.id}.${options.domain}${url.port === '' ? '' : `:${url.port}`}/`
+  }
+
+  /**
+   * Listens on this machine; every connection goes to the port inside, byte by byte, so clients of any protocol reach it. The
+   * port must be listed. `await using` ends it at the end of the block.
+   */
+  async forward(port: number, options: ForwardOptions = {}): Promise<PortForward> {
+    return forwardPort(this.#http, this.id, port, options)
   }
 
   /** What JSON.stringify shows. */

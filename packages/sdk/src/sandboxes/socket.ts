@@ -28,7 +28,8 @@ export interface Socket {
   destroy(): void
 }
 
-const handshakeMs = 300_000
+/** A sandbox that sleeps is woken during the handshake. */
+export const handshakeMs = 300_000
 
 /**
  * Opens a WebSocket. A server that refuses is thrown as its error. Uses `ws` on Node.js, whose global WebSocket neither waits
@@ -49,10 +50,10 @@ export async function openSocket(target: SocketTarget, events: SocketEvents, sig
   })
 }
 
-async function openOnNode(target: SocketTarget, events: SocketEvents, signal: AbortSignal | undefined): Promise<Socket> {
-  const { url } = target
-  const socket = await startSocket(target)
+async function openOnNode({ url, headers }: SocketTarget, events: SocketEvents, signal: AbortSignal | undefined): Promise<Socket> {
+  const { WebSocket } = await import('ws')
   signal?.throwIfAborted()
+  const socket = new WebSocket(url, { headers, perMessageDeflate: false, followRedirects: false, handshakeTimeout: handshakeMs })
   return new Promise((resolve, reject) => {
     let open = false
     socket.on('unexpected-response', (_request, answer) => {
@@ -110,7 +111,7 @@ function openElsewhere({ url }: SocketTarget, events: SocketEvents): Promise<Soc
 }
 
 /** The error of an answer that is not 101. */
-async function refusal(answer: IncomingMessage, url: string): Promise<ThawError> {
+export async function refusal(answer: IncomingMessage, url: string): Promise<ThawError> {
   const pieces: Buffer[] = []
   for await (const piece of answer as AsyncIterable<Buffer>) pieces.push(piece)
   const headers = new Headers()
@@ -125,7 +126,7 @@ async function refusal(answer: IncomingMessage, url: string): Promise<ThawError>
   return (await responseError(body, url)).error
 }
 
-function unreachable(url: string, cause: unknown): ThawError {
+export function unreachable(url: string, cause: unknown): ThawError {
   const code = (cause as { code?: unknown } | undefined)?.code
   const why = typeof code === 'string' ? ` (${code})` : ''
   return new ThawError('unreachable', `No thaw server answers at ${url}${why}.`, { cause })
