@@ -49,7 +49,8 @@ export function pathTarget(path: string, query: string): (PortTarget & { isBare:
   }
 }
 
-function readPort(text: string): number {
+/** Throws `invalid_request` for what is no port. */
+export function readPort(text: string): number {
   const port = /^[1-9][0-9]{0,4}$/.test(text) ? Number(text) : 0
   if (port < 1 || port > 65_535) throw new ThawError('invalid_request', 'A port is a whole number from 1 to 65535.')
   return port

@@ -10,10 +10,12 @@ import { SandboxFiles } from './sandbox-files.ts'
 import { type PortTarget, pathTarget, type SandboxHosts } from './sandbox-hosts.ts'
 import { PortProxy } from './sandbox-ports.ts'
 import { StreamSockets } from './sandbox-stream.ts'
+import { SandboxTunnels } from './sandbox-tunnel.ts'
 import type { TunnelLimits } from './upgrade.ts'
 
 const filesPattern = /^\/v1\/(?:sandboxes|instances)\/([^/]{1,64})\/files(\/tar)?$/
 const streamPattern = /^\/v1\/(?:sandboxes|instances)\/([^/]{1,64})\/stream$/
+const tunnelPattern = /^\/v1\/(?:sandboxes|instances)\/([^/]{1,64})\/tunnel\/([^/]{1,16})$/
 
 const portPath = /^(?:\/api)?\/v1\/(?:sandboxes|instances)\/[^/?]{1,64}\/ports\//
 
@@ -29,12 +31,15 @@ export class SandboxPaths {
   readonly #hosts: SandboxHosts
   readonly #files: SandboxFiles
   readonly #ports: PortProxy
+  readonly #tunnels: SandboxTunnels
   readonly #streams: StreamSockets
 
   constructor({ sandboxes, snapshots, hosts, websocket }: SandboxPathParts) {
     this.#hosts = hosts
     this.#files = new SandboxFiles(sandboxes)
-    this.#ports = new PortProxy(new SandboxPorts(sandboxes), websocket)
+    const ports = new SandboxPorts(sandboxes)
+    this.#ports = new PortProxy(ports, websocket)
+    this.#tunnels = new SandboxTunnels(ports)
     this.#streams = new StreamSockets({ sandboxes, snapshots, stallMs: websocket.stallMs })
   }
 
@@ -46,7 +51,7 @@ export class SandboxPaths {
       if (target?.isBare === true) redirect(path, query, request, response)
       else if (target !== null) void this.#ports.request(caller, target, request, response)
       else if (files !== null) void this.#files.handle(caller, files[1] as string, files[2] !== undefined, query, request, response)
-      else if (streamPattern.test(path))
+      else if (streamPattern.test(path) || tunnelPattern.test(path))
         throw new ThawError('invalid_request', 'This path is a WebSocket.', { fix: 'Open it with a WebSocket client.' })
       else return false
     } catch (error) {
@@ -68,8 +73,11 @@ export class SandboxPaths {
     try {
       const target = this.#target(path, query, request)
       const stream = target === null ? streamPattern.exec(path) : null
+      const tunnel = target === null ? tunnelPattern.exec(path) : null
       if (target !== null) void this.#ports.upgrade(caller, target, request, response, socket, head)
       else if (stream !== null) void this.#streams.upgrade(caller, stream[1] as string, query, request, response, socket, head)
+      else if (tunnel !== null)
+        void this.#tunnels.upgrade(caller, tunnel[1] as string, tunnel[2] as string, request, response, socket, head)
       else return false
     } catch (error) {
       respondError(response, toThawError(error))
@@ -88,6 +96,7 @@ export class SandboxPaths {
   /** Ends connections that are no longer HTTP's, which the server does not know. */
   async close(): Promise<void> {
     this.#ports.close()
+    this.#tunnels.close()
     await this.#streams.close()
   }
 

@@ -65,6 +65,11 @@ export class PortUse implements Disposable {
     this.agents = agents
   }
 
+  /** A byte stream to the port. `port_unreachable` when nobody listens there. */
+  async connect(): Promise<Duplex> {
+    return this.#lease.agent.tunnel(this.#port)
+  }
+
   /** What it means that a connection broke: that of the server inside, or of the whole sandbox. */
   async explain(error: unknown): Promise<ThawError> {
     if (error instanceof ThawError && error.code === 'port_unreachable') return error
