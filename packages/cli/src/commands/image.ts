@@ -28,14 +28,17 @@ export function register(program: Command, output: Output): void {
 
   image
     .command('build')
-    .argument('<source>', 'folder with a Dockerfile, or a runtime: python, node or go')
+    .argument('<source>', 'folder with a Dockerfile; or a runtime: python, node or go; or packages of Debian: apt:git,curl')
     .option('-t, --tag <ref>', 'what the image is to be called (folder)')
     .option('-f, --file <path>', 'the Dockerfile, relative to the folder', 'Dockerfile')
-    .description('Build an image from a Dockerfile, or the image of a runtime ahead of its first use.')
-    .addHelpText('after', '\nExamples:\n  thaw image build python\n  thaw image build ./app --tag app:1.0')
+    .description('Build an image from a Dockerfile or from packages of Debian, or that of a runtime ahead of its first use.')
+    .addHelpText(
+      'after',
+      '\nExamples:\n  thaw image build python\n  thaw image build apt:postgresql,redis-server\n  thaw image build ./app --tag app:1.0',
+    )
     .action((source: string, options: { tag?: string; file: string }, command: Command) =>
       withServer(command, output, (context) => {
-        if (runtimes.includes(source)) return make(context, source, 'building')
+        if (runtimes.includes(source) || source.startsWith('apt:')) return make(context, source, 'building')
         const { tag } = options
         if (tag === undefined) command.error(`error: --tag is missing: what is the image of ${source} to be called?`)
         return build(context, source, tag as string, options.file)

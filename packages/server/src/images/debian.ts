@@ -27,7 +27,7 @@ const kept = ['/usr/share/doc/*/copyright']
  * Builds a root file system from packages of the distribution that this machine runs, by mmdebstrap, and gives it to
  * `unpack` as a tar stream. Which mirror, suite and components: those of the machine's own apt configuration.
  *
- * Errors: `image_unavailable` (not Debian-like, mmdebstrap missing, mirror not reachable), `disk_full`.
+ * Errors: `image_unresolvable` (no such package), `image_unavailable` (not Debian-like, mmdebstrap missing, mirror not reachable), `disk_full`.
  */
 export async function buildDebianTree(options: DebianOptions, unpack: (tar: Readable) => Promise<void>): Promise<void> {
   const release = await readRelease()
@@ -134,6 +134,14 @@ function explain(error: unknown): unknown {
   if (error.notFound || /mmdebstrap: not found|‘mmdebstrap’|'mmdebstrap'/.test(error.stderr)) {
     return new ThawError('image_unavailable', 'Runtime images are built by mmdebstrap, which is not installed.', {
       fix: 'Run apt-get install mmdebstrap (`npm run bootstrap` does), or use image host or an OCI image.',
+      cause: error,
+    })
+  }
+  const missing = /(?:Unable to locate package (\S+)|Package '(\S+)' has no installation candidate)/.exec(error.stderr)
+  if (missing !== null) {
+    return new ThawError('image_unresolvable', `There is no package ${missing[1] ?? missing[2]} in the archives of this machine.`, {
+      fix: 'Look for its name with `apt-cache search`; third-party archives and backports are left out.',
+      details,
       cause: error,
     })
   }

@@ -6,6 +6,7 @@ import { ImageCache } from './cache.ts'
 import { buildHostTree, describeHost } from './host.ts'
 import type { ImageConfig, ImageManifest, Interpreters } from './manifest.ts'
 import { pullImage, unpackImage } from './oci-image.ts'
+import { buildPackageImage, packageKey, parsePackages } from './package-images.ts'
 import { parseReference } from './reference.ts'
 import { Registry } from './registry.ts'
 import { buildRuntimeImage, defaultNodeBinary, type RecipeName, recipeKey, runtimeImages } from './runtime-images.ts'
@@ -50,8 +51,8 @@ export interface ListedImage {
 }
 
 /**
- * Makes images available on this machine's disk: `host`, the runtime images `python`, `node` and `go`, and OCI
- * references. See docs/images.md for what is in them.
+ * Makes images available on this machine's disk: `host`, the runtime images `python`, `node` and `go`, packages of Debian, and
+ * OCI references. See docs/images.md for what is in them.
  *
  * All methods are safe to call at the same time, also from several servers that share the folder. An image that this
  * process got from `ensure` is kept from other processes' `prune` until this process releases it (by its own `prune`
@@ -96,7 +97,26 @@ export class Images {
       try {
         if (ref === 'host') return await this.#ensureHost(shared)
         if (isRecipe(ref)) return await this.#ensureRecipe(ref, shared)
+        const packages = parsePackages(ref)
+        if (packages !== null) return await this.#findPackages(ref, packages)
         return await this.#ensureOci(ref, shared)
+      } catch (error) {
+        throw shared.signal.aborted ? error : toThawError(error, 'image_unavailable')
+      }
+    })
+  }
+
+  /**
+   * As `ensure`, but it also builds images of Debian packages (`apt:postgresql,redis-server`), which `ensure` only finds:
+   * the scripts of packages run as root of this machine, so the caller must be one who may do that.
+   */
+  async build(ref: string, options: Watcher = {}): Promise<Image> {
+    const packages = parsePackages(ref)
+    if (packages === null) return this.ensure(ref, options)
+    requireRoot()
+    return this.#work.run(`build ${ref}`, options, async (shared) => {
+      try {
+        return await this.#buildPackages(ref, packages, shared)
       } catch (error) {
         throw shared.signal.aborted ? error : toThawError(error, 'image_unavailable')
       }
@@ -252,6 +272,27 @@ export class Images {
     })
   }
 
+  async #findPackages(ref: string, packages: string[]): Promise<Image> {
+    const image = await this.#findKey(await packageKey(packages))
+    if (image !== null) return image
+    throw new ThawError('image_unresolvable', `The image ${ref} was not built on this machine yet.`, {
+      fix: `Build it, as an admin: thaw image build ${ref} (POST /v1/images).`,
+    })
+  }
+
+  async #buildPackages(ref: string, packages: string[], shared: Watchers): Promise<Image> {
+    return this.#ensureKey(await packageKey(packages), ref, shared, async (folder) => {
+      await using temporary = await this.#cache.makeTemporary()
+      return await buildPackageImage(ref, packages, {
+        folder,
+        temporary: temporary.path,
+        maxBytes: this.#maxImageBytes,
+        onProgress: (step) => shared.onProgress(`image ${ref}: ${step}`),
+        signal: shared.signal,
+      })
+    })
+  }
+
   async #ensureOci(ref: string, shared: Watchers): Promise<Image> {
     const reference = parseReference(ref)
     requireRoot()
@@ -313,7 +354,7 @@ export class Images {
 /** The key of an image that was built here. A name without a tag means the tag latest, as everywhere. */
 function builtKey(ref: string): string {
   const { name, tag, digest } = parseReference(ref)
-  if (ref === 'host' || isRecipe(name)) {
+  if (ref === 'host' || isRecipe(name) || name === 'apt') {
     throw new ThawError('image_unresolvable', `The name ${ref} is that of an image which thaw makes itself.`, {
       fix: 'Choose another name.',
     })

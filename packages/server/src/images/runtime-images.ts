@@ -1,13 +1,13 @@
-import { appendFile, chmod, copyFile, mkdir, readdir, rename, rm, symlink } from 'node:fs/promises'
+import { chmod, copyFile, mkdir, readdir, rename, rm, symlink } from 'node:fs/promises'
 import { createRequire } from 'node:module'
 import { join } from 'node:path'
 import { ThawError } from '@thaw/protocol'
 import { hash } from './cache.ts'
 import { CommandError, runCommand } from './command.ts'
-import { buildDebianTree, readPackages, readRelease } from './debian.ts'
+import { readPackages, readRelease } from './debian.ts'
 import { shiftId } from './idshift.ts'
 import { defaultPath, type ImageManifest } from './manifest.ts'
-import { Tree } from './tree.ts'
+import { basePackages, sizeOf, unpackPackages } from './package-images.ts'
 
 export const runtimeImages = ['python', 'node', 'go'] as const
 export type RuntimeImage = (typeof runtimeImages)[number]
@@ -32,7 +32,6 @@ const revision = 3
 const npmVersion = '11.19.1'
 const goVersion = '1.26.8'
 
-const basePackages = ['ca-certificates', 'libstdc++6']
 const packages: Record<RecipeName, string[]> = {
   base: basePackages,
   // pip and venv are for the build sandbox, which installs dependencies from within the same image.
@@ -63,7 +62,7 @@ const compiledPackages = [
   'testing',
 ]
 const downloadTimeoutMs = 10 * 60_000
-const limits = { maxBytes: 8 * 1024 ** 3, maxEntries: 1_000_000 }
+const maxBytes = 8 * 1024 ** 3
 
 /** What decides the content of an image before it is built. The same key: the same recipe on the same distribution. */
 export async function recipeKey(name: RecipeName, nodeBinary: string): Promise<string> {
@@ -75,7 +74,9 @@ export async function recipeKey(name: RecipeName, nodeBinary: string): Promise<s
 /** Builds a runtime image into `<folder>/rootfs` and describes it. */
 export async function buildRuntimeImage(name: RecipeName, context: BuildContext): Promise<ImageManifest> {
   const rootfs = join(context.folder, 'rootfs')
-  const parts = packages[name].length > 0 ? await buildFromPackages(name, rootfs, context) : await buildFromBase(name, rootfs, context)
+  let parts: string[] = []
+  if (packages[name].length === 0) parts = await buildFromBase(name, rootfs, context)
+  else await unpackPackages(packages[name], rootfs, { ...context, maxBytes })
   const installed = await readPackages(rootfs)
   const interpreters = {
     python: name === 'python' ? '/usr/bin/python3' : null,
@@ -110,20 +111,6 @@ export function defaultNodeBinary(): string {
   } catch {
     return process.execPath
   }
-}
-
-async function buildFromPackages(name: RecipeName, rootfs: string, context: BuildContext): Promise<string[]> {
-  await mkdir(rootfs, { mode: 0o755 })
-  const tree = new Tree(rootfs, limits)
-  const { temporary, onProgress, signal } = context
-  await buildDebianTree({ packages: packages[name], temporary, onProgress, signal }, async (tar) => {
-    await tree.addLayer(tar, signal)
-    await tree.addMountPoints()
-  })
-  // The ordinary user that functions run as. Nothing but /tmp is writable for it.
-  await appendFile(join(rootfs, 'etc/passwd'), 'function:x:1000:1000:function:/tmp:/bin/sh\n')
-  await appendFile(join(rootfs, 'etc/group'), 'function:x:1000:\n')
-  return []
 }
 
 /** Adds a toolchain to a copy of the base image; gives what identifies the toolchain. */
@@ -255,9 +242,4 @@ async function checkProgram(rootfs: string, program: string, signal: AbortSignal
 
 async function versionOf(binary: string): Promise<string> {
   return (await runCommand(binary, ['--version'], { timeoutMs: 30_000 })).trim()
-}
-
-async function sizeOf(rootfs: string, signal: AbortSignal | undefined): Promise<number> {
-  const text = await runCommand('du', ['--summarize', '--block-size=1', rootfs], { timeoutMs: 60_000, signal })
-  return Number.parseInt(text, 10)
 }

@@ -37,8 +37,9 @@ export function imageRoutes(app: Routes, { images }: GatewayParts): void {
       },
     },
     async (request, reply) => {
+      const caller = callerOf(request)
       const { ref } = request.body
-      return report(request, reply, request.query.progress === '1', (onProgress, signal) => images.ensure(ref, onProgress, signal))
+      return report(request, reply, request.query.progress === '1', (onProgress, signal) => images.ensure(caller, ref, onProgress, signal))
     },
   )
 
