@@ -3,6 +3,7 @@ import type { Output } from '../output.ts'
 import { registerCopy } from './cp.ts'
 import { registerCreate } from './sandbox-create.ts'
 import { registerExec } from './sandbox-exec.ts'
+import { registerForward } from './sandbox-forward.ts'
 import { registerLife } from './sandbox-life.ts'
 import { registerList } from './sandbox-list.ts'
 import { registerLogs } from './sandbox-logs.ts'
@@ -24,6 +25,16 @@ Examples:
   thaw sandbox cp ./project lab:/work
   thaw sandbox rm lab`,
     )
-  for (const add of [registerCreate, registerList, registerExec, registerShell, registerCopy, registerLogs, registerPort, registerLife])
+  for (const add of [
+    registerCreate,
+    registerList,
+    registerExec,
+    registerShell,
+    registerCopy,
+    registerLogs,
+    registerPort,
+    registerForward,
+    registerLife,
+  ])
     add(sandbox, output)
 }
