@@ -215,6 +215,39 @@ describe.skipIf(skip !== null)(`snapshots, forks and sleep over oci${skip === nu
     expect((await ask(source.id)).opened).toBe('held open')
   })
 
+  test('a snapshot is one file that goes on elsewhere, and what is no such file is refused', async () => {
+    const source = await alive({ env: { PRIVATE: 'only here' } })
+    const { id } = await snapshot(source.id)
+    const before = await ask(source.id)
+    const file = new Uint8Array(await (await fetch(`${server.url}/v1/snapshots/${id}/export`)).arrayBuffer())
+    expect(file.length).toBeGreaterThan(1024 * 1024)
+    await api.send('DELETE', `/v1/snapshots/${id}`)
+    await using other = await startServer({ driver: 'oci' })
+    const there = new Api(other.url)
+    const send = (bytes: Uint8Array<ArrayBuffer>) =>
+      fetch(`${other.url}/v1/snapshots/import?name=moved`, { method: 'POST', headers: { 'content-type': 'application/zstd' }, body: bytes })
+    const imported = await send(file)
+    expect(imported.status).toBe(201)
+    const { item } = (await imported.json()) as { item: SnapshotItem }
+    expect(item).toMatchObject({ name: 'moved', kind: 'memory', state: 'ready' })
+    const restored = await there.send('POST', `/v1/snapshots/${item.id}/restore`, {})
+    expect([restored.status, restored.body.error]).toEqual([201, undefined])
+    const state = JSON.parse(
+      await there.stdout(restored.body.item.id, [
+        'python3',
+        '-c',
+        'import urllib.request; print(urllib.request.urlopen("http://127.0.0.1:7000").read().decode())',
+      ]),
+    ) as State
+    expect(state).toMatchObject({ pid: before.pid, opened: 'held open', ballast: before.ballast })
+    for (const broken of [file.slice(0, file.length >> 1), new Uint8Array([1, 2, 3]), new Uint8Array()]) {
+      const refused = await send(broken)
+      expect(refused.status).toBe(400)
+    }
+    await there.send('DELETE', `/v1/snapshots/${item.id}`)
+    expect(readdirSync(join(other.dataDir, 'snapshots'))).toEqual([])
+  })
+
   test('hibernated, no process is left of it, and any call wakes it with its memory', async () => {
     const sleeper = await alive()
     const before = await ask(sleeper.id)

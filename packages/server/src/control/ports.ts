@@ -50,6 +50,19 @@ export interface SnapshotFiles {
   check(id: string, digest: string): Promise<unknown>
   dataDir(id: string): string
   remove(id: string): Promise<void>
+  /** As one file. */
+  export(id: string, note: unknown): Promise<Readable>
+  /** Throws `archive_invalid` and `snapshot_corrupt`. */
+  import(archive: Readable): Promise<{ draft: SnapshotDraft; manifest: ImportedManifest; note: unknown }>
+}
+
+/** What a snapshot that was exported says about itself. Whoever made the file made it up. */
+export interface ImportedManifest {
+  kind: 'filesystem' | 'memory'
+  driver: string
+  image_digest: string
+  fingerprint: Record<string, string>
+  driver_state: Record<string, unknown>
 }
 
 /** A snapshot that is being written; it is removed unless it was committed. */

@@ -1,12 +1,15 @@
 import { createHash, randomBytes } from 'node:crypto'
 import { existsSync } from 'node:fs'
 import { mkdir, open, readdir, readFile, rename, rm, writeFile } from 'node:fs/promises'
-import { join } from 'node:path'
+import { dirname, join } from 'node:path'
+import type { Readable } from 'node:stream'
 import { ThawError } from '@thaw/protocol'
+import { packFolder, unpackInto } from './archive.ts'
 import { compare, corrupt, describeFolder, folderStamp, type Manifest, sizeOf } from './manifest.ts'
 
 const draftPrefix = '.draft-'
 const manifestName = 'manifest.json'
+const noteName = 'note.json'
 /** A snapshot that cannot be read within this time counts as damaged. */
 const checkMs = 60_000
 
@@ -86,8 +89,32 @@ export class SnapshotFiles {
     await rm(doomed, { recursive: true, force: true })
   }
 
-  folder(id: string): string {
-    return join(this.#dir, id)
+  /** The snapshot as one file, with `note`: what else an importer wants to know. */
+  async export(id: string, note: unknown): Promise<Readable> {
+    const dir = join(this.#dir, id)
+    // Written anew each time: what was exported before may be read at this moment, and sees the old one to its end.
+    const path = join(dir, noteName)
+    await writeFile(`${path}.new`, JSON.stringify(note), { mode: 0o600 })
+    await rename(`${path}.new`, path)
+    return packFolder(dir)
+  }
+
+  /** Unpacks what was exported into a draft, and tells what its manifest and its note say. */
+  async import(archive: Readable): Promise<{ draft: Draft; manifest: Manifest; note: unknown }> {
+    const draft = await this.draft()
+    try {
+      await rm(draft.data, { recursive: true })
+      await unpackInto(dirname(draft.data), archive)
+      const read = async (name: string) => JSON.parse(await readFile(join(dirname(draft.data), name), 'utf8')) as unknown
+      const manifest = (await read(manifestName)) as Manifest
+      if (manifest.format !== 1) throw new ThawError('archive_invalid', 'The snapshot was exported by another version of thaw.')
+      compare(manifest.entries, await describeFolder(draft.data))
+      return { draft, manifest, note: await read(noteName) }
+    } catch (error) {
+      await draft[Symbol.asyncDispose]()
+      if (error instanceof ThawError) throw error
+      throw new ThawError('archive_invalid', 'This is no snapshot that was exported.', { cause: error })
+    }
   }
 }
 

@@ -1,5 +1,7 @@
 import { availableParallelism } from 'node:os'
+import type { Readable } from 'node:stream'
 import {
+  driverKindSchema,
   type ForkParsed,
   newId,
   type RestoreParsed,
@@ -7,12 +9,14 @@ import {
   type SandboxTree,
   type SnapshotCreateParsed,
   type SnapshotItem,
+  sandboxCreateSchema,
   ThawError,
   toThawError,
 } from '@thaw/protocol'
+import { z } from 'zod'
 import type { SandboxRow, SandboxSpec, SandboxStore, SnapshotRow, SnapshotStore } from '../../store/store.ts'
 import type { Logger } from '../../telemetry/log.ts'
-import type { Caller } from '../caller.ts'
+import { type Caller, requireAdmin } from '../caller.ts'
 import type { SnapshotFiles } from '../ports.ts'
 import { type Captured, capture, chooseKind } from './capture.ts'
 import { sandboxItem, snapshotItem } from './items.ts'
@@ -29,6 +33,13 @@ export interface SnapshotsParts {
   starter: SandboxStarter
   log: Logger
 }
+
+/** What an exported snapshot says beside its manifest. */
+const noteSchema = z.object({
+  spec: sandboxCreateSchema.omit({ driver: true, name: true, snapshot_id: true }).extend({ image: z.string(), agent: z.string() }),
+  name: z.string().max(128).nullable(),
+  resume_token: z.string().max(256).nullable(),
+})
 
 /** After so many failures in a row a snapshot is not used any more. */
 const unhealthyAfter = 3
@@ -83,7 +94,7 @@ export class Snapshots {
   async #keep(
     id: string,
     name: string | null,
-    row: SandboxRow,
+    row: Pick<SandboxRow, 'tenant' | 'driver' | 'spec'> & { id: string | null },
     imageDigest: string,
     captured: Captured,
     draft: Awaited<ReturnType<SnapshotFiles['draft']>>,
@@ -144,6 +155,48 @@ export class Snapshots {
       this.#parts.log.warn({ err: error, snapshot: id }, 'the driver could not remove what it kept of a snapshot')
     })
     await this.#parts.files.remove(row.id)
+  }
+
+  /** The snapshot as one file. It holds the memory of its sandbox: whoever has it, has what was in there. */
+  async export(caller: Caller, id: string): Promise<Readable> {
+    const row = await this.row(caller, id)
+    if (this.#keepsOutside(row)) {
+      throw new ThawError('snapshot_unsupported', `Snapshots of the driver ${row.driver} stay in its engine and cannot be exported.`, {
+        fix: 'Export the image with the tools of the engine.',
+      })
+    }
+    await this.#parts.files.check(row.id, row.manifest_digest ?? '')
+    const { env: _, e2b: __, ...spec } = row.spec
+    return this.#parts.files.export(row.id, { spec, name: row.name, resume_token: row.driver_state.resume_token ?? null })
+  }
+
+  /**
+   * A snapshot that was exported, here or elsewhere. For admins: what its memory does when it goes on is decided by whoever
+   * made the file.
+   */
+  async import(caller: Caller, archive: Readable, name: string | undefined): Promise<SnapshotItem> {
+    requireAdmin(caller)
+    const { draft, manifest, note } = await this.#parts.files.import(archive)
+    await using kept = draft
+    const parsed = noteSchema.safeParse(note)
+    const driver = driverKindSchema.safeParse(manifest.driver)
+    if (!parsed.success || !driver.success) throw new ThawError('archive_invalid', 'The snapshot was exported by another version of thaw.')
+    const spec = { ...parsed.data.spec, env: {} } as SandboxSpec
+    await this.#parts.starter.imageOf({ image_digest: manifest.image_digest, spec })
+    const id = newId('snap')
+    const row = { tenant: caller.tenant, id: null, driver: driver.data, spec }
+    const captured: Captured = {
+      kind: manifest.kind,
+      frozen_ms: 0,
+      fingerprint: manifest.fingerprint,
+      state: manifest.driver_state,
+      resume_token: parsed.data.resume_token,
+    }
+    return snapshotItem(await this.#keep(id, name ?? parsed.data.name, row, manifest.image_digest, captured, kept))
+  }
+
+  #keepsOutside(row: SnapshotRow): boolean {
+    return row.driver === 'docker'
   }
 
   /** A new sandbox that goes on where the snapshot was taken. */

@@ -1,3 +1,4 @@
+import { Readable } from 'node:stream'
 import {
   forkResultSchema,
   forkSchema,
@@ -9,6 +10,7 @@ import {
   sandboxTreeSchema,
   snapshotCreateSchema,
   snapshotItemSchema,
+  ThawError,
 } from '@thaw/protocol'
 import { z } from 'zod'
 import { callerOf } from '../auth.ts'
@@ -16,11 +18,14 @@ import type { GatewayParts } from '../parts.ts'
 import type { Routes } from '../server.ts'
 
 const tags = ['snapshots']
+const archiveTypes = ['application/zstd', 'application/octet-stream']
 const params = z.object({ id: z.string().min(1).max(64) })
 
 export function snapshotRoutes(app: Routes, parts: GatewayParts): void {
   for (const base of ['/v1/sandboxes', '/v1/instances']) takingRoutes(app, parts, base)
   keepingRoutes(app, parts)
+  // Apart from the others, which take no such body.
+  app.register(async (scope) => transferRoutes(scope as unknown as Routes, parts))
 }
 
 function takingRoutes(app: Routes, { snapshots }: GatewayParts, base: string): void {
@@ -108,6 +113,47 @@ function keepingRoutes(app: Routes, { snapshots }: GatewayParts): void {
     async (request, reply) => {
       const { item, created } = await snapshots.restore(callerOf(request), request.params.id, request.body)
       return reply.status(created ? 201 : 200).send({ item })
+    },
+  )
+}
+
+function transferRoutes(app: Routes, { snapshots }: GatewayParts): void {
+  app.addContentTypeParser(archiveTypes, (_request, payload, done) => done(null, payload))
+
+  app.get(
+    '/v1/snapshots/:id/export',
+    {
+      schema: {
+        summary: 'A snapshot as one file',
+        description: 'A tar archive compressed by zstd. It holds the memory of the sandbox, and all secrets that are in it.',
+        tags,
+        params,
+      },
+    },
+    async (request, reply) => {
+      const archive = await snapshots.export(callerOf(request), request.params.id)
+      return reply
+        .header('content-type', 'application/zstd')
+        .header('content-disposition', `attachment; filename="${request.params.id}.tar.zst"`)
+        .send(archive)
+    },
+  )
+
+  app.post(
+    '/v1/snapshots/import',
+    {
+      schema: {
+        summary: 'Take in a snapshot that was exported',
+        description: 'For admins: what goes on in a sandbox of it is decided by whoever made the file.',
+        tags,
+        consumes: archiveTypes,
+        querystring: z.strictObject({ name: z.string().min(1).max(128).optional() }),
+        response: { 201: itemOf(snapshotItemSchema) },
+      },
+    },
+    async (request, reply) => {
+      if (!(request.body instanceof Readable)) throw new ThawError('unsupported_media_type', `Send one of ${archiveTypes.join(', ')}.`)
+      return reply.status(201).send({ item: await snapshots.import(callerOf(request), request.body, request.query.name) })
     },
   )
 }
