@@ -28,6 +28,7 @@ import { Pools } from './control/pools.ts'
 import { Collector, destroyLeftovers } from './control/reconcile.ts'
 import type { AgentSandbox } from './control/sandboxes/agent-sandbox.ts'
 import { E2bSandboxes } from './control/sandboxes/e2b.ts'
+import { E2bBuilds } from './control/sandboxes/e2b-builds.ts'
 import { E2bTemplates } from './control/sandboxes/e2b-templates.ts'
 import { Executor } from './control/sandboxes/execute.ts'
 import { Hibernation } from './control/sandboxes/hibernation.ts'
@@ -249,6 +250,18 @@ export async function startApp(config: Config, onProgress: (line: string) => voi
     closers.push(() => collector.close())
     void collector.run()
 
+    const e2b = new E2bSandboxes({ sandboxes, snapshots, lives })
+    const e2bTemplates = new E2bTemplates(store.snapshots)
+    const e2bBuilds = new E2bBuilds({
+      e2b,
+      templates: e2bTemplates,
+      sandboxes,
+      snapshots,
+      folder: join(dataDir, 'e2b-uploads'),
+      maxArchiveBytes: limits.max_archive_bytes,
+    })
+    closers.push(() => e2bBuilds.close())
+
     const gateway = await startGateway(
       {
         host: config.host,
@@ -282,8 +295,9 @@ export async function startApp(config: Config, onProgress: (line: string) => voi
           results: store.results,
           imageDigest: async (request, signal) => (await sandboxStarter.plan(request, signal)).image.digest,
         }),
-        e2b: new E2bSandboxes({ sandboxes, snapshots, lives }),
-        e2bTemplates: new E2bTemplates(store.snapshots),
+        e2b,
+        e2bTemplates,
+        e2bBuilds,
         keys,
         sshKeys,
         idempotency,

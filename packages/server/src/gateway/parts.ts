@@ -7,6 +7,7 @@ import type { Keys } from '../control/keys.ts'
 import type { Platform } from '../control/platform.ts'
 import type { PoolCatalog } from '../control/pool-catalog.ts'
 import type { E2bSandboxes } from '../control/sandboxes/e2b.ts'
+import type { E2bBuilds } from '../control/sandboxes/e2b-builds.ts'
 import type { E2bTemplates } from '../control/sandboxes/e2b-templates.ts'
 import type { Executor } from '../control/sandboxes/execute.ts'
 import type { Sandboxes } from '../control/sandboxes/sandboxes.ts'
@@ -35,6 +36,7 @@ export interface GatewayParts {
   executor: Executor
   e2b: E2bSandboxes
   e2bTemplates: E2bTemplates
+  e2bBuilds: E2bBuilds
   metrics: Metrics
   log: Logger
 }

@@ -63,7 +63,7 @@ export async function startGateway(options: GatewayOptions, parts: GatewayParts)
   })
   const sandboxPaths = new SandboxPaths({ sandboxes: parts.sandboxes, snapshots: parts.snapshots, hosts, websocket: options.websocket })
   const e2bPorts = new PortProxy(new SandboxPorts(parts.sandboxes), options.websocket)
-  const e2bTraffic = new E2bTraffic({ e2b: parts.e2b, hosts, ports: e2bPorts, admission })
+  const e2bTraffic = new E2bTraffic({ e2b: parts.e2b, builds: parts.e2bBuilds, hosts, ports: e2bPorts, admission })
   const upgrade = (request: IncomingMessage, socket: Duplex, head: Buffer) => {
     const response = answerUpgrade(request, socket)
     if (e2bTraffic.upgrade(request, response, socket, head)) return
@@ -167,7 +167,11 @@ export async function startGateway(options: GatewayOptions, parts: GatewayParts)
     sandboxFileRoutes(routes, parts)
     snapshotRoutes(routes, parts)
     sshKeyRoutes(routes, parts)
-    await registerE2b(routes, { ...parts, templates: parts.e2bTemplates, sandboxDomain: options.sandboxDomain }, fromFastify)
+    await registerE2b(
+      routes,
+      { ...parts, templates: parts.e2bTemplates, builds: parts.e2bBuilds, sandboxDomain: options.sandboxDomain },
+      fromFastify,
+    )
   })
   await app.ready()
   await listen(app.server, options)

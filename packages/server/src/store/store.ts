@@ -237,6 +237,12 @@ export interface E2bFacet {
   /** Account of calls that name none; made where the image has no such account. */
   user: string
   workdir?: string
+  /** Succeeds when what was started with it is ready. */
+  ready_cmd?: string
+  /** A template is being built in it. */
+  build?: boolean
+  /** A snapshot of it is a template, which the next build of its name replaces. */
+  is_template?: boolean
 }
 
 export interface SandboxRow {

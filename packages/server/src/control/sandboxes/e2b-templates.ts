@@ -46,6 +46,14 @@ export class E2bTemplates {
     return null
   }
 
+  /** Gives a snapshot the name of a template, in the place of the one that had it. */
+  async replace(caller: Caller, name: string, id: string, drop: (id: string) => Promise<void>): Promise<void> {
+    const before: string[] = []
+    for await (const row of this.all(caller)) if (row.name === name && row.spec.e2b?.is_template === true) before.push(row.id)
+    await this.#store.update(id, { name })
+    for (const old of before) await drop(old)
+  }
+
   /** Newest first. */
   async *all(caller: Caller, sandboxId?: string): AsyncGenerator<SnapshotRow> {
     let before: string | undefined

@@ -1,5 +1,5 @@
 import { createHmac } from 'node:crypto'
-import { type SandboxCreateParsed, type SandboxItem, sandboxCreateSchema, ThawError, toThawError } from '@thaw/protocol'
+import { execRequestSchema, type SandboxCreateParsed, type SandboxItem, sandboxCreateSchema, ThawError, toThawError } from '@thaw/protocol'
 import type { E2bFacet, SandboxRow } from '../../store/store.ts'
 import type { Caller } from '../caller.ts'
 import { sandboxItem } from './items.ts'
@@ -27,6 +27,18 @@ export interface E2bCreate {
   network: 'none' | 'egress'
   env: Record<string, string>
   metadata: Record<string, string>
+  /** A template is being built in it: nobody else sees it. */
+  build?: boolean
+  resources?: { cpus: number | undefined; memory_mib: number | undefined }
+}
+
+/** What a template has beside its files. */
+export interface E2bTemplateFacts {
+  env: Record<string, string>
+  user: string
+  workdir: string
+  startCmd?: string | undefined
+  readyCmd?: string | undefined
 }
 
 /** A sandbox as clients of E2B see it. */
@@ -52,6 +64,14 @@ export interface E2bListFilter {
 /** The account that E2B's images have. Commands and files are its own, unless a call names another. */
 export const e2bUser = 'user'
 
+const readyMs = 120_000
+/** `ss`, which ready commands of E2B's clients ask for ports, is missing in most images: this one knows as much as they need. */
+const readyScript = `command -v ss > /dev/null 2>&1 || ss() {
+  for last; do :; done
+  grep -ihE "^ *[0-9]+: [0-9A-F]+:$(printf %04X "\${last#:}") [0-9A-F]+:0000 0A " /proc/net/tcp /proc/net/tcp6 2> /dev/null
+}
+until eval "$0"; do sleep 0.1; done > /dev/null 2>&1`
+
 /** Sandboxes with the manners of E2B: their life ends with a timeout, pausing stops that clock, and traffic may wake them. */
 export class E2bSandboxes {
   readonly #parts: E2bSandboxesParts
@@ -68,7 +88,9 @@ export class E2bSandboxes {
       public_traffic: request.publicTraffic,
       auto_resume: request.autoResume,
       user: e2bUser,
+      ...(request.build === true ? { build: true } : {}),
     }
+    const resources = definedOnly(request.resources ?? {})
     const common = { timeout_ms: request.timeoutMs, on_timeout: request.onTimeout, metadata: request.metadata } as const
     const { source } = request
     if ('image' in source) {
@@ -78,6 +100,7 @@ export class E2bSandboxes {
         env: request.env,
         network: request.network,
         ports: 'all',
+        resources,
       })
       return this.#view((await sandboxes.create(caller, { ...parsed, e2b: facet })).item)
     }
@@ -88,14 +111,47 @@ export class E2bSandboxes {
         fix: `Leave network and allow_internet_access as they were when it was taken: ${snapshot.spec.network}.`,
       })
     }
+    const { user = e2bUser, workdir, ready_cmd } = template ?? {}
     const { item } = await snapshots.restore(caller, snapshot.id, {
       ...common,
       ports: 'all',
       env: { ...source.env, ...request.env },
       network: request.network,
-      e2b: { ...facet, user: template?.user ?? e2bUser, ...(template?.workdir === undefined ? {} : { workdir: template.workdir }) },
+      e2b: { ...facet, user, ...definedOnly({ workdir, ready_cmd }) },
+      ...(Object.keys(resources).length === 0 ? {} : { resources: { ...snapshot.spec.resources, ...resources } }),
     })
+    if (ready_cmd !== undefined && snapshot.kind === 'filesystem') await this.#untilReady(caller, item.id, ready_cmd)
     return this.#view(item)
+  }
+
+  /** What was started with it takes its time. The sandbox is gone when that takes too long. */
+  async #untilReady(caller: Caller, id: string, command: string): Promise<void> {
+    try {
+      const request = { command: ['/bin/sh', '-c', readyScript, command], timeout_ms: readyMs }
+      const result = await this.#parts.sandboxes.exec(caller, id, execRequestSchema.parse(request), new AbortController().signal)
+      if (result.exit_code === 0) return
+      throw new ThawError(
+        'start_failed',
+        `What the template starts was not ready within ${readyMs / 1000} seconds: ${command.slice(0, 200)}`,
+        {
+          fix: 'Look at its start command and its ready command; the latter needs its programs in the image.',
+        },
+      )
+    } catch (error) {
+      await this.#parts.sandboxes.delete(caller, id).catch(() => undefined)
+      throw error
+    }
+  }
+
+  /** What a sandbox in which a template was built becomes, for those that start from its files. */
+  async describeTemplate(caller: Caller, id: string, { env, user, workdir, startCmd, readyCmd }: E2bTemplateFacts): Promise<void> {
+    const sandbox = await this.#live(caller, id)
+    await this.#parts.lives.locked(sandbox, async () => {
+      const { command: _, ...spec } = sandbox.row.spec
+      const { ready_cmd: __, ...facet } = spec.e2b as E2bFacet
+      const e2b: E2bFacet = { ...facet, user, workdir, is_template: true, ...definedOnly({ ready_cmd: readyCmd }) }
+      await sandbox.change({ spec: { ...spec, env, e2b, ...definedOnly({ command: startCmd }) } })
+    })
   }
 
   /** Throws `sandbox_not_found`, also for one that has ended: E2B knows no others. */
@@ -110,7 +166,7 @@ export class E2bSandboxes {
       .map((sandbox) => sandbox.row)
       .filter((row) => {
         const state = e2bState(row)
-        if (row.tenant !== caller.tenant || state === null || !filter.states.includes(state)) return false
+        if (row.tenant !== caller.tenant || row.spec.e2b?.build === true || state === null || !filter.states.includes(state)) return false
         if (filter.template !== undefined && templateOf(row) !== filter.template) return false
         if (filter.startedAfter !== undefined && startedAt(row) <= filter.startedAfter) return false
         return wanted.every(([key, value]) => row.spec.metadata[key] === value)
@@ -325,4 +381,10 @@ function ownerOf({ tenant }: SandboxRow): Caller {
 /** Follows from the token of the agent, so that each clone has one of its own, and tells nothing about it. */
 function trafficToken(row: SandboxRow): string {
   return createHmac('sha256', row.access_token).update('traffic').digest('hex')
+}
+
+function definedOnly<Fields extends object>(fields: Fields): { [Name in keyof Fields]?: Exclude<Fields[Name], undefined> } {
+  return Object.fromEntries(Object.entries(fields).filter(([, value]) => value !== undefined)) as {
+    [Name in keyof Fields]?: Exclude<Fields[Name], undefined>
+  }
 }

@@ -45,8 +45,8 @@ const noteSchema = z.object({
 const unhealthyAfter = 3
 const restoreMs = 60_000
 
-/** What the API of thaw does not offer. `network` is for snapshots of files: memory has its network already. */
-type RestoreMore = Partial<Pick<SandboxSpec, 'e2b' | 'network'>>
+/** What the API of thaw does not offer. For snapshots of files: memory has its network and its limits already. */
+type RestoreMore = Partial<Pick<SandboxSpec, 'e2b' | 'network' | 'resources'>>
 
 /** What a clone gets for itself. */
 interface Share extends Partial<RestoreParsed>, RestoreMore {

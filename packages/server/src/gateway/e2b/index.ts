@@ -1,6 +1,7 @@
 import type { ThawError } from '@thaw/protocol'
 import type { FastifyError } from 'fastify'
 import type { E2bSandboxes } from '../../control/sandboxes/e2b.ts'
+import type { E2bBuilds } from '../../control/sandboxes/e2b-builds.ts'
 import type { E2bTemplates } from '../../control/sandboxes/e2b-templates.ts'
 import type { GatewayParts } from '../parts.ts'
 import { retryAfter } from '../respond.ts'
@@ -13,6 +14,7 @@ import { e2bTemplateRoutes } from './template-routes.ts'
 export interface E2bRouteParts extends Pick<GatewayParts, 'snapshots' | 'images' | 'idempotency' | 'log'> {
   e2b: E2bSandboxes
   templates: E2bTemplates
+  builds: E2bBuilds
   sandboxDomain: string
 }
 

@@ -3,6 +3,7 @@ import type { IncomingMessage, ServerResponse } from 'node:http'
 import type { Duplex } from 'node:stream'
 import { ThawError, toThawError } from '@thaw/protocol'
 import { type E2bEntry, type E2bSandboxes, type E2bView, e2bState } from '../../control/sandboxes/e2b.ts'
+import type { E2bBuilds } from '../../control/sandboxes/e2b-builds.ts'
 import type { Admission } from '../auth.ts'
 import type { SandboxHosts } from '../sandbox-hosts.ts'
 import type { PortProxy } from '../sandbox-ports.ts'
@@ -12,8 +13,12 @@ import { gatewayMessages, respondE2bError, respondGatewayError, respondJson } fr
 /** The port that clients of E2B know the agent by. */
 export const agentPort = 49_983
 
+export const uploadPrefix = '/e2b/uploads/'
+const uploadPath = /^\/e2b\/uploads\/([A-Za-z0-9_-]{1,64})$/
+
 export interface E2bTrafficParts {
   e2b: E2bSandboxes
+  builds: E2bBuilds
   hosts: SandboxHosts
   ports: PortProxy
   admission: Admission
@@ -37,6 +42,11 @@ export class E2bTraffic {
 
   /** False: the request is somebody else's. */
   handle(request: IncomingMessage, response: ServerResponse): boolean {
+    const upload = uploadPath.exec(request.url ?? '')
+    if (upload !== null && request.method === 'PUT') {
+      void this.#upload(upload[1] as string, request, response)
+      return true
+    }
     const target = this.#target(request)
     if (target === null) return false
     void this.#serve(target, request, response, (view) => this.#request(target, view, request, response))
@@ -54,6 +64,18 @@ export class E2bTraffic {
       await ports.upgrade(entry.caller, portTarget(target, request), withoutE2b(request), response, socket, head)
     })
     return true
+  }
+
+  /** Files for a template, by a token that a client with a key was given. */
+  async #upload(token: string, request: IncomingMessage, response: ServerResponse): Promise<void> {
+    try {
+      const refused = this.#parts.admission.passage(request, true)
+      if (refused !== null) throw refused
+      await this.#parts.builds.receive(token, request)
+      respondJson(request, response, 200, {})
+    } catch (error) {
+      respondE2bError(request, response, error)
+    }
   }
 
   #target(request: IncomingMessage): Target | null {
