@@ -376,6 +376,7 @@ test('with API keys a port needs one too, and the server inside never sees it', 
     expect(seen).toContain('x-other')
     expect(seen).not.toContain(key)
   }
+  await fetch(`${server.url}/v1/sandboxes/${id}`, { method: 'DELETE', headers: { 'x-api-key': key } })
 })
 
 test('a domain of the operator leads to ports, and to nothing else', async () => {
