@@ -11,6 +11,11 @@ export interface Engine {
   run(language: Language, codeDir: string): Promise<number>
 }
 
+export interface DockerEngine extends Engine {
+  /** Runs the docker client and gives what it printed. Images are called bench-LANGUAGE. */
+  call(args: readonly string[]): Promise<string>
+}
+
 const interpreters = { python: ['python3', '/thaw/runtime/once.py'], node: ['node', '/thaw/runtime/once.mjs'] } as const
 const path = 'PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin'
 
@@ -98,7 +103,7 @@ export function bwrapEngine(bench: Workbench, roots: ReadonlyMap<Language, strin
  * A Docker daemon of our own, with its own socket, data root and pid file, and no bridge: containers get an empty network,
  * which spares Docker the slower half of its start. Images are imported from the same files that we start from.
  */
-export async function dockerEngine(bench: Workbench, roots: ReadonlyMap<Language, string>): Promise<Engine | null> {
+export async function dockerEngine(bench: Workbench, roots: ReadonlyMap<Language, string>): Promise<DockerEngine | null> {
   const [daemon, client] = [findProgram('dockerd'), findProgram('docker')]
   if (daemon === null || client === null || process.getuid?.() !== 0) {
     bench.leaveOut('docker run', 'not installed (Debian package docker.io), or not root')
@@ -155,6 +160,7 @@ export async function dockerEngine(bench: Workbench, roots: ReadonlyMap<Language
   }
   return {
     name: 'docker run',
+    call,
     run(language, codeDir) {
       const args = ['--host', socket, 'run', '--rm', '--network', 'none', '--env', `EVENT=${eventJson}`]
       args.push(

@@ -5,9 +5,11 @@ import { findLoadGenerator, type LoadGenerator } from './load.ts'
 import { describeMachine } from './machine.ts'
 import { type Row, tableOf } from './report.ts'
 import { bodies } from './suites/bodies.ts'
+import { forks } from './suites/forks.ts'
 import { hot } from './suites/hot.ts'
 import { idle } from './suites/idle.ts'
 import { neighbour } from './suites/neighbour.ts'
+import { sandboxes } from './suites/sandboxes.ts'
 import { sleepers } from './suites/sleepers.ts'
 import { start } from './suites/start.ts'
 import { repository, Workbench } from './workbench.ts'
@@ -23,6 +25,8 @@ const suites: Record<string, (bench: Workbench, generator: LoadGenerator) => Pro
   sleepers,
   idle,
   neighbour,
+  sandboxes,
+  forks,
 }
 
 /** `npm run bench -- [--json] [--quick] [--only SUITE]…`: docs/performance.md says what the rows mean. */
