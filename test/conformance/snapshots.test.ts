@@ -370,20 +370,29 @@ describe.skipIf(skip !== null)(`snapshots over oci${skip === null ? '' : ` (skip
     await expect(clone({ ...source, state: { version: 7 } })).rejects.toMatchObject({ code: 'snapshot_incompatible' })
   })
 
-  test('CRIU killed while it works: the sandbox lives on, and nothing half-made stays', async () => {
-    const parent = await start({}, '100')
-    for (let round = 1; round <= 4; round++) {
+  test('CRIU killed while it works: the sandbox lives on, or the error says that it does not; nothing half-made stays', async () => {
+    let lived = 0
+    for (const moment of ['starting', 'reading memory', 'starting', 'reading memory', 'starting', 'reading memory']) {
+      const parent = await start({}, '100')
       const target = folder()
       const taken = snapshot(parent, { dir: target }).catch((error: unknown) => error)
-      expect(await waitUntil(() => criuAt(target).length > 0, 10_000)).toBe(true)
+      // The image is first written where only CRIU sees it.
+      const size = (pid: number) => statSync(`/proc/${pid}/root${target}/stage/pages-1.img`, { throwIfNoEntry: false })?.size ?? 0
+      expect(await promptly(() => criuAt(target).some((pid) => moment === 'starting' || size(pid) > 0))).toBe(true)
       for (const pid of criuAt(target)) killQuietly(pid)
-      expect(await taken).toMatchObject({ code: 'snapshot_failed' })
+      const error = (await taken) as { code?: string; details?: { ended?: boolean } }
+      expect(error.code).toBe('snapshot_failed')
       expect(readdirSync(target)).toEqual([])
-      expect(await driver.inspect(parent)).toMatchObject({ state: 'running' })
-      expect(await ask(parent, 'count')).toEqual({ count: round })
+      if (error.details?.ended) expect(await driver.inspect(parent)).toMatchObject({ state: 'exited' })
+      else {
+        lived++
+        expect(await ask(parent, 'count')).toEqual({ count: 1 })
+        expect(await ask(await clone((await snapshot(parent)).source), 'count')).toEqual({ count: 2 })
+      }
+      await driver.destroy(parent)
     }
-    const { source } = await snapshot(parent)
-    expect(await ask(await clone(source), 'count')).toEqual({ count: 5 })
+    // It dies when a process is hit that CRIU is just putting its own code into, or taking it out again: that is rare.
+    expect(lived).toBeGreaterThan(0)
   })
 
   test('a snapshot that is abandoned leaves the sandbox as it was', async () => {
@@ -456,6 +465,16 @@ function processesOf(id: string): string[] {
 /** CRIU itself, at work on a folder: not the shell that started it. */
 function criuAt(folder: string): number[] {
   return findProcesses((pid) => cmdline(pid).includes(folder) && quietly(`/proc/${pid}/cmdline`).split('\0').includes('dump'))
+}
+
+/** Asks without a pause: the moment does not last. */
+async function promptly(condition: () => boolean): Promise<boolean> {
+  const end = performance.now() + 10_000
+  while (!condition()) {
+    if (performance.now() > end) return false
+    await new Promise((resolve) => setImmediate(resolve))
+  }
+  return true
 }
 
 function killQuietly(pid: number): void {

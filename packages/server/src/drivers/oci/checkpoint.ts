@@ -5,6 +5,7 @@ import { join } from 'node:path'
 import { createInterface } from 'node:readline'
 import { ThawError } from '@thaw/protocol'
 import { idShift } from '../driver.ts'
+import { waitUntil } from '../processes.ts'
 import type { Cgroups } from './cgroup.ts'
 import { type Criu, complaints, quote } from './criu.ts'
 import { type OutsideMount, outsideMounts } from './mounts.ts'
@@ -104,6 +105,8 @@ export async function checkpoint(input: CheckpointInput): Promise<{ frozenMs: nu
     await steps.reached('written')
     await steps.ended()
   } catch (error) {
+    // Processes that CRIU works in when it is killed may die of it, so it gets the time to finish.
+    if (frozenSince !== undefined && signal.aborted) await steps.reachedWithin('read', graceMs)
     // Before the sandbox goes on: CRIU may hold its processes.
     await steps.kill()
     await thaw()
@@ -192,6 +195,7 @@ export function ownImages(folder: string): void {
 }
 
 const helpersMs = 200
+const graceMs = 10_000
 
 /** The steps that a script reports on its stdout, and its end. */
 class Steps {
@@ -241,6 +245,11 @@ class Steps {
         this.#wake = resolve
       })
     }
+  }
+
+  /** Like `reached`, whatever the signal says, for so long. */
+  async reachedWithin(step: string, milliseconds: number): Promise<void> {
+    await waitUntil(() => this.#seen.has(step) || this.#over, milliseconds)
   }
 
   async ended(): Promise<void> {

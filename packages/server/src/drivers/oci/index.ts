@@ -25,6 +25,7 @@ import { connectUnixSocket, waitForName } from '../socket.ts'
 import { startWithin } from '../starting.ts'
 import { type Cgroups, openCgroups } from './cgroup.ts'
 import { ociConfig } from './config.ts'
+import { fingerprint } from './criu.ts'
 import { defaultEngine, isEngineOf, rememberProcess, type Started, startContainer } from './engine.ts'
 import { makeLayer, overlay } from './layer.ts'
 import { EgressNetwork, type Made } from './network.ts'
@@ -268,6 +269,10 @@ export class OciDriver implements Driver {
     const pipes = readJson<PipeNames>(join(dir, 'pipes.json'))
     const subject = { cgroups: this.#cgroups, cgroup, pid, upper, pipes, memory: this.#memory }
     return this.#snapshots.inTurn(id, () => takeSnapshot(target, subject))
+  }
+
+  async fingerprint(): Promise<Record<string, string>> {
+    return fingerprint(await this.#memory.engine())
   }
 
   /** The group of a sandbox that runs. */

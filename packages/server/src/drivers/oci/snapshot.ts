@@ -3,7 +3,7 @@ import { join } from 'node:path'
 import { ThawError } from '@thaw/protocol'
 import { runCommand } from '../command.ts'
 import type { SnapshotResult, SnapshotTarget } from '../driver.ts'
-import { waitUntil } from '../processes.ts'
+import { identify, isAlive, waitUntil } from '../processes.ts'
 import type { Cgroups } from './cgroup.ts'
 import { type CheckpointInput, checkpoint, snapshotFolders } from './checkpoint.ts'
 import { type Criu, criuInstalled, fingerprint, openCriu } from './criu.ts'
@@ -65,6 +65,9 @@ export interface SnapshotSubject {
 const baseLimitMs = 60_000
 const bytesPerMs = (20 * 1024 * 1024) / 1000
 
+/** A process that dies of a failed snapshot does so as soon as it goes on. */
+const afterlifeMs = 100
+
 /** See `Driver.snapshot`. When it rejects, the folder is as empty as it was. */
 export async function takeSnapshot(target: SnapshotTarget, subject: SnapshotSubject): Promise<SnapshotResult> {
   const { cgroups, cgroup, upper } = subject
@@ -74,6 +77,7 @@ export async function takeSnapshot(target: SnapshotTarget, subject: SnapshotSubj
     })
   const criu = target.kind === 'memory' ? await subject.memory.engine() : null
   const wasFrozen = cgroups.frozen(cgroup)
+  const first = identify(subject.pid)
   const memoryBytes = cgroups.memoryBytes(cgroup) ?? 0
   const limit = AbortSignal.timeout(Math.round(baseLimitMs + memoryBytes / bytesPerMs))
   const signal = target.signal === undefined ? limit : AbortSignal.any([target.signal, limit])
@@ -108,6 +112,13 @@ export async function takeSnapshot(target: SnapshotTarget, subject: SnapshotSubj
     for (const name of readdirSync(target.dir)) rmSync(join(target.dir, name), { recursive: true, force: true })
     // CRIU lets them go on for a while, held by itself.
     if (cgroups.processes(cgroup).length > 0 && cgroups.frozen(cgroup) !== wasFrozen) await cgroups.freeze(cgroup, wasFrozen)
+    // What CRIU was working in when something killed it may have died of it.
+    if (!wasFrozen && first !== null && (await waitUntil(() => !isAlive(first), afterlifeMs)))
+      throw new ThawError('snapshot_failed', 'The sandbox ended while the snapshot was taken.', {
+        fix: 'Start another one, from its last snapshot if it has one.',
+        details: { ended: true, ...(error instanceof ThawError ? { because: error.details } : {}) },
+        cause: error,
+      })
     if (limit.aborted && !(target.signal?.aborted ?? false))
       throw new ThawError('snapshot_failed', 'Taking the snapshot did not end in time, so it was given up; the sandbox goes on.', {
         cause: error,
