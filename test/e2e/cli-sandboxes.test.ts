@@ -1,4 +1,4 @@
-import { type ChildProcessWithoutNullStreams, spawn } from 'node:child_process'
+import { type ChildProcessWithoutNullStreams, spawn, spawnSync } from 'node:child_process'
 import { once } from 'node:events'
 import { existsSync, mkdirSync, readFileSync, statSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
@@ -22,7 +22,7 @@ for (const driver of ['process', 'oci'] as const) {
     const image = driver === 'process' ? 'host' : 'python'
 
     beforeAll(async () => {
-      server = await startServer({ driver })
+      server = await startServer({ driver, ssh: { port: 0 } })
     }, 120_000)
     afterAll(() => server?.[Symbol.asyncDispose](), 60_000)
 
@@ -360,13 +360,25 @@ for (const driver of ['process', 'oci'] as const) {
       expect(await eventually(async () => (await server.thaw.sandboxes.list().all()).length === 0)).toBe(true)
     })
 
-    test('shell without a terminal, and ssh without a gateway, say what to do instead', async () => {
+    test('shell without a terminal says what to do instead', async () => {
       const name = await sandbox()
       expect(await thaw(['sandbox', 'shell', name])).toMatchObject({ code: 2, stderr: expect.stringContaining('thaw sandbox exec') })
-      const info = (await server.thaw.info()) as { ssh?: unknown }
-      if (info.ssh === undefined || info.ssh === null) {
-        expect(await thaw(['ssh', name])).toMatchObject({ code: 1, stderr: expect.stringContaining('does not listen for SSH') })
-      }
+    })
+
+    test('ssh logs in with the real ssh, knows the server, and ends with the exit code of what ran', async () => {
+      const name = await sandbox()
+      using dir = tempDir()
+      const key = join(dir.path, 'key')
+      spawnSync('ssh-keygen', ['-q', '-t', 'ed25519', '-N', '', '-f', key])
+      const body = JSON.stringify({ name: `cli ${name}`, public_key: readFileSync(`${key}.pub`, 'utf8') })
+      const registered = await fetch(`${server.url}/v1/ssh-keys`, { method: 'POST', headers: { 'content-type': 'application/json' }, body })
+      expect(registered.status).toBe(201)
+      const done = await thaw(['ssh', name, '-i', key, '--', 'echo through ssh; cat; exit 4'], 'piped')
+      expect(done, done.stderr).toMatchObject({ code: 4, stdout: 'through ssh\npiped' })
+      const shell = terminal('ssh', '-i', key, name)
+      shell.type('stty size; exit 5\n')
+      await shell.see('30 100')
+      expect((await shell.ended()).code).toBe(5)
     })
 
     let lastModes: [string, string]
@@ -378,6 +390,14 @@ for (const driver of ['process', 'oci'] as const) {
     }
   })
 }
+
+test('ssh to a server that does not listen for it says what to do instead', async () => {
+  await using server = await startServer({ driver: 'process', ssh: { enabled: false } })
+  const child = spawn(process.execPath, [script, 'ssh', 'nobody'], { env: { ...process.env, THAW_URL: server.url } })
+  child.stdin.end()
+  const [stderr, [code]] = await Promise.all([text(child.stderr), once(child, 'close')])
+  expect({ code, stderr }).toEqual({ code: 1, stderr: expect.stringContaining('does not listen for SSH') })
+})
 
 function quote(word: string): string {
   return `'${word.replaceAll("'", "'\\''")}'`
