@@ -212,7 +212,7 @@ for (const driver of ['process', 'oci'] as const) {
       const { pid } = await client.event('started', { id: 'a' })
       const { pid: other } = await client.event('started', { id: 'b' })
       client.socket.terminate()
-      const ended = (await watcher.event('process_event', { event: 'ended', pid } as never)) as unknown
+      const ended = (await watcher.event('process_event', { event: 'ended', pid })) as unknown
       expect(ended).toMatchObject({ exit_code: 137, signal: 'SIGKILL' })
       watcher.send({ type: 'attach', id: 'b', pid: other })
       await watcher.event('started', { id: 'b' })
@@ -266,7 +266,7 @@ for (const driver of ['process', 'oci'] as const) {
       const { pid } = await client.event('started', { id: 'a' })
       await client.event('stdout', { id: 'a' })
       client.socket.pause()
-      await watcher.event('process_event', { event: 'ended', pid } as never)
+      await watcher.event('process_event', { event: 'ended', pid })
       expect(Number(await api.stdout(id, `cat ${folder}/written`))).toBeLessThan(64 * mib)
       client.socket.resume()
       expect(await client.closed).toEqual({ code: 1013, reason: 'too slow in reading' })
@@ -318,17 +318,17 @@ for (const driver of ['process', 'oci'] as const) {
       using other = await open()
       other.send({ type: 'exec', id: 'a', command: ['sleep', '1000'] })
       const { pid } = await other.event('started', { id: 'a' })
-      expect(await client.event('process_event', { event: 'started', pid } as never)).toMatchObject({ command: ['sleep', '1000'] })
+      expect(await client.event('process_event', { event: 'started', pid })).toMatchObject({ command: ['sleep', '1000'] })
       other.send({ type: 'signal', id: 'a', signal: 'SIGTERM' })
-      expect(await client.event('process_event', { event: 'ended', pid } as never)).toMatchObject({ exit_code: 143, signal: 'SIGTERM' })
+      expect(await client.event('process_event', { event: 'ended', pid })).toMatchObject({ exit_code: 143, signal: 'SIGTERM' })
       await api.exec(id, 'exit 5')
       await client.until((heard) =>
         heard.find((event) => event.type === 'process_event' && event.event === 'ended' && event.exit_code === 5),
       )
       await api.send('POST', `/v1/sandboxes/${id}/pause`)
-      await client.event('process_event', { event: 'paused' } as never)
+      await client.event('process_event', { event: 'paused' })
       client.send({ type: 'exec', id: 'wake', command: 'echo awake' })
-      await client.event('process_event', { event: 'resumed' } as never)
+      await client.event('process_event', { event: 'resumed' })
       await client.event('exit', { id: 'wake', exit_code: 0 })
     })
 
@@ -341,7 +341,7 @@ for (const driver of ['process', 'oci'] as const) {
       client.socket.terminate()
       await client.closed
       await api.exec(id, `echo > ${folder}/end`)
-      expect(await watcher.event('process_event', { event: 'ended', pid } as never)).toMatchObject({ exit_code: 9, signal: null })
+      expect(await watcher.event('process_event', { event: 'ended', pid })).toMatchObject({ exit_code: 9, signal: null })
     })
 
     test('a checkpoint keeps the sandbox, and its processes go on without a gap', async () => {
@@ -371,7 +371,7 @@ for (const driver of ['process', 'oci'] as const) {
       client.send({ type: 'stop' })
       for (const name of ['a', 'w'])
         expect(await client.event('error', { id: name })).toMatchObject({ ended: true, error: { code: 'sandbox_not_running' } })
-      await client.event('process_event', { event: 'stopped' } as never)
+      await client.event('process_event', { event: 'stopped' })
       expect((await client.closed).code).toBe(1001)
       expect((await api.item(own.id)).state).toBe('stopped')
     })
@@ -423,7 +423,11 @@ describe('connections', () => {
     const { key: admin } = await server.thaw.keys.create({ name: 'first' })
     const headers = { authorization: `Bearer ${admin}`, 'content-type': 'application/json' }
     const post = async (path: string, body: object) =>
-      (await (await fetch(server.url + path, { method: 'POST', headers, body: JSON.stringify(body) })).json()).item
+      (
+        (await (await fetch(server.url + path, { method: 'POST', headers, body: JSON.stringify(body) })).json()) as {
+          item: { id: string; key: string }
+        }
+      ).item
     const { id } = await post('/v1/sandboxes', {})
     const second = await post('/v1/api-keys', { name: 'second' })
     expect(await StreamClient.refused(server.url, `/v1/sandboxes/${id}/stream`)).toBe(401)
@@ -436,7 +440,7 @@ describe('connections', () => {
         .status,
     ).toBe(204)
     expect((await client.closed).code).toBe(1006)
-    await watcher.event('process_event', { event: 'ended', pid } as never)
+    await watcher.event('process_event', { event: 'ended', pid })
     await fetch(`${server.url}/v1/sandboxes/${id}`, { method: 'DELETE', headers: { 'x-api-key': admin } })
   })
 })

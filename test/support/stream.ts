@@ -49,7 +49,7 @@ export class StreamClient implements Disposable {
   }
 
   /** The first event of this type that fits, which may have been heard already. Rejects when the connection ends without it. */
-  async event<Type extends StreamEvent['type']>(type: Type, fits: Partial<EventOf<Type>> = {}): Promise<EventOf<Type>> {
+  async event<Type extends StreamEvent['type']>(type: Type, fits: Record<string, unknown> = {}): Promise<EventOf<Type>> {
     const wanted = Object.entries(fits)
     return (await this.until((heard) =>
       heard.find((event) => event.type === type && wanted.every(([name, value]) => event[name as keyof StreamEvent] === value)),
