@@ -50,6 +50,15 @@ describe('a v2 host', () => {
     cgroups.remove('x')
   })
 
+  test('makes a group below groups that hand their controllers down', () => {
+    for (const group of ['', 'thaw/', 'thaw/server/']) write(`${group}cgroup.subtree_control`, '')
+    const cgroups = openCgroups(root)
+    cgroups.create('/thaw/server/a')
+    for (const group of ['', 'thaw/', 'thaw/server/']) expect(read(`${group}cgroup.subtree_control`)).toBe('+cpu')
+    expect(cgroups.children('/thaw/server')).toEqual(['a'])
+    expect(cgroups.entrances('/thaw/server/a')).toEqual([join(root, 'thaw/server/a/cgroup.procs')])
+  })
+
   test('limits memory without swap, processes and processor time', () => {
     mkdirSync(join(root, 'thaw/a'), { recursive: true })
     openCgroups(root).limit('thaw/a', resources)

@@ -5,6 +5,7 @@ import { newId, type Probe } from '@thaw/protocol'
 import { runCommand } from '../command.ts'
 import type { Cgroups } from './cgroup.ts'
 import { ociConfig } from './config.ts'
+import { criuInstalled } from './criu.ts'
 
 /** The hard limit of open files of this process; children cannot have more where raising it is not allowed. */
 export function hardNofileLimit(): number {
@@ -44,6 +45,7 @@ export async function probeOci(engine: string, cgroups: Cgroups): Promise<Probe>
     if (found === null) probe.warnings.push(`${tool} is missing: network "egress" cannot be used. apt-get install ${name}`)
     else probe.versions[tool] = /[\d.]{3,}/.exec(found.stdout)?.[0] ?? 'unknown'
   }
+  if (!criuInstalled()) probe.warnings.push('CRIU is missing: snapshots keep files only, no memory. docs/snapshots.md says how to get it.')
   // What fails once on a busy machine must not leave the server without isolation: only what fails twice counts.
   const problem = (await tryContainer(engine, cgroups)) === null ? null : await tryContainer(engine, cgroups)
   if (problem === null) probe.usable = true
