@@ -1,6 +1,6 @@
 import { z } from 'zod'
-import { driverKindSchema, timestampSchema } from './common.ts'
-import { sandboxCreateSchema, sandboxItemSchema } from './sandboxes.ts'
+import { driverKindSchema, envSchema, timestampSchema } from './common.ts'
+import { sandboxItemSchema, sandboxNameSchema, sandboxUpdateSchema } from './sandboxes.ts'
 
 export const snapshotKinds = ['filesystem', 'memory'] as const
 export const snapshotKindSchema = z.enum(snapshotKinds)
@@ -39,13 +39,16 @@ export const snapshotItemSchema = z.object({
 })
 export type SnapshotItem = z.infer<typeof snapshotItemSchema>
 
-/** What a clone may have for itself; the rest is as it was in the sandbox. */
-export const restoreSchema = sandboxCreateSchema
-  .pick({ name: true, metadata: true, ports: true, timeout_ms: true, on_timeout: true, idle_ms: true })
-  .partial()
-  .extend({ env: sandboxCreateSchema.shape.env.optional().describe('for commands from now on; added to that of the sandbox') })
-  .prefault({})
+/** What a clone may have for itself; what is left out is as it was in the sandbox. */
+const ownFields = sandboxUpdateSchema.extend({
+  name: sandboxNameSchema.optional(),
+  env: envSchema.optional().describe('for commands from now on; added to that of the sandbox'),
+})
+export const restoreSchema = ownFields.prefault({})
 export type Restore = z.input<typeof restoreSchema>
+/** A sandbox that is created from a snapshot: image, driver, limits and network are those of the snapshot. */
+export const sandboxFromSnapshotSchema = ownFields.extend({ snapshot_id: z.string().min(1).max(64) })
+
 export type RestoreParsed = z.output<typeof restoreSchema>
 
 export const forkSchema = z
@@ -53,8 +56,8 @@ export const forkSchema = z
     count: z.int().min(1).max(100).default(1),
     kind: snapshotKindSchema.optional().describe('default: memory where the driver can, else filesystem'),
     fallback: z.boolean().default(false).describe('copy the files alone where memory cannot be copied'),
-    metadata: sandboxCreateSchema.shape.metadata.optional(),
-    timeout_ms: sandboxCreateSchema.shape.timeout_ms.optional(),
+    metadata: sandboxUpdateSchema.shape.metadata,
+    timeout_ms: sandboxUpdateSchema.shape.timeout_ms,
   })
   .prefault({})
 export type Fork = z.input<typeof forkSchema>

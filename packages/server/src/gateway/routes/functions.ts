@@ -21,6 +21,7 @@ import type { Caller } from '../../control/caller.ts'
 import type { CodeInput, DeployInput } from '../../control/functions.ts'
 import { callerOf } from '../auth.ts'
 import { answerOnce } from '../idempotency.ts'
+import { invalidRequest } from '../invalid.ts'
 import type { GatewayOptions, GatewayParts } from '../parts.ts'
 import type { Routes } from '../server.ts'
 import { parseStrictJson } from '../strict-json.ts'
@@ -213,15 +214,8 @@ function validateUnlessMultipart(
   return (data) => {
     if (httpPart === 'body' && (data === undefined || data === null)) return { value: undefined }
     const parsed = schema.safeParse(data)
-    return parsed.success ? { value: parsed.data } : { error: invalid(parsed.error) }
+    return parsed.success ? { value: parsed.data } : { error: invalidRequest(parsed.error) }
   }
-}
-
-function invalid(error: z.ZodError): ThawError {
-  const issues = error.issues.map((issue) => ({ path: issue.path.join('.'), message: issue.message }))
-  const first = issues[0]
-  const where = first !== undefined && first.path !== '' ? `${first.path}: ` : ''
-  return new ThawError('invalid_request', `The request does not fit the schema. ${where}${first?.message ?? ''}`, { details: { issues } })
 }
 
 /** The configuration and the code, from JSON or from multipart/form-data with a field `config` and a file `archive`. */
@@ -248,7 +242,7 @@ async function readDeploy(
   if (archive === undefined || config === undefined)
     throw new ThawError('invalid_request', 'multipart/form-data needs a field "config" and a file "archive".')
   const parsed = multipartSchema.safeParse(config)
-  if (!parsed.success) throw invalid(parsed.error)
+  if (!parsed.success) throw invalidRequest(parsed.error)
   const { name, ...rest } = parsed.data
   return { name, input: { config: rest, code: { archive } } }
 }

@@ -6,8 +6,11 @@ import {
   itemOf,
   listOf,
   maxStdinBytes,
+  type RestoreParsed,
+  type SandboxCreateParsed,
   type SandboxState,
   sandboxCreateSchema,
+  sandboxFromSnapshotSchema,
   sandboxItemSchema,
   sandboxListQuerySchema,
   sandboxStates,
@@ -18,6 +21,7 @@ import {
 import { z } from 'zod'
 import { callerOf } from '../auth.ts'
 import { goneSignal } from '../gone.ts'
+import { invalidRequest } from '../invalid.ts'
 import type { GatewayParts } from '../parts.ts'
 import type { Routes } from '../server.ts'
 
@@ -32,7 +36,7 @@ export function sandboxRoutes(app: Routes, parts: GatewayParts): void {
   executeRoute(app, parts)
 }
 
-function lifeRoutes(app: Routes, { sandboxes }: GatewayParts, base: string): void {
+function lifeRoutes(app: Routes, { sandboxes, snapshots }: GatewayParts, base: string): void {
   const item = { 200: itemOf(sandboxItemSchema) }
 
   app.post(
@@ -40,14 +44,20 @@ function lifeRoutes(app: Routes, { sandboxes }: GatewayParts, base: string): voi
     {
       schema: {
         summary: 'Create a sandbox',
-        description: 'With a name: 200 and the sandbox that has it already, where there is one.',
+        description:
+          'With a name: 200 and the sandbox that has it already, where there is one. With a snapshot_id it goes on from there: image, driver, resources and network are those of the snapshot and cannot be given.',
         tags,
         body: sandboxCreateSchema,
         response: { ...item, 201: itemOf(sandboxItemSchema) },
       },
+      validatorCompiler: ({ schema, httpPart }) => createValidator(schema as unknown as z.ZodType, httpPart),
     },
     async (request, reply) => {
-      const { item, created } = await sandboxes.create(callerOf(request), request.body)
+      const caller = callerOf(request)
+      const body = request.body as SandboxCreateParsed | (RestoreParsed & { snapshot_id: string })
+      const { item, created } = isFromSnapshot(body)
+        ? await snapshots.restore(caller, body.snapshot_id, body)
+        : await sandboxes.create(caller, body)
       return reply.status(created ? 201 : 200).send({ item })
     },
   )
@@ -132,4 +142,19 @@ function parseStates(text: string): SandboxState[] {
     if ((sandboxStates as readonly string[]).includes(state)) return state as SandboxState
     throw new ThawError('invalid_request', `There is no state ${state}.`, { fix: `Use ${sandboxStates.join(', ')}.` })
   })
+}
+
+function isFromSnapshot(
+  body: SandboxCreateParsed | (RestoreParsed & { snapshot_id: string }),
+): body is RestoreParsed & { snapshot_id: string } {
+  return typeof body.snapshot_id === 'string'
+}
+
+/** What starts from a snapshot has fewer fields of its own, and no defaults: whatever is left out stays as it was. */
+function createValidator(schema: z.ZodType, httpPart: string | undefined): (data: unknown) => { value: unknown } | { error: Error } {
+  return (data) => {
+    const fromSnapshot = httpPart === 'body' && typeof data === 'object' && data !== null && 'snapshot_id' in data
+    const parsed = (fromSnapshot ? sandboxFromSnapshotSchema : schema).safeParse(data)
+    return parsed.success ? { value: parsed.data } : { error: invalidRequest(parsed.error) }
+  }
 }
