@@ -2,14 +2,14 @@
  * The Node.js runtime of thaw: one connection from the worker, frames in, frames out (docs/runtime-protocol.md).
  * Needs nothing but Node.js 18 or later, and imports little of it, because its start is part of every cold start.
  */
-import { mkdirSync, writeFileSync } from 'node:fs'
+import { mkdirSync, rmSync, writeFileSync } from 'node:fs'
 import { createServer } from 'node:net'
 import { loadHandler } from './code.mjs'
 import { encodeFrame, encodeJsonFrame, frameDecoder, frameTypes } from './frames.mjs'
 import { currentInvocation, Invocation } from './invocation.mjs'
 import { captureOutput, LogLines } from './logs.mjs'
 import { describeFailure } from './mapping.mjs'
-import { reseedRandom } from './random.mjs'
+import { prepareReseed, reseed } from './random.mjs'
 import thaw from './thaw.cjs'
 
 const { parse } = JSON
@@ -29,22 +29,47 @@ delete process.env.THAW_RUNTIME_DIR
 // As the first process of a container, this one would ignore the signal otherwise.
 process.on('SIGTERM', () => exit(0))
 
-const server = createServer((socket) => {
-  server.close()
-  serve(socket)
-})
-server.maxConnections = 1
-// Under its final name at once: a snapshot loses the name of a socket that was renamed.
-server.listen(path)
+/** Of the worker. */
+let socket
+/** The instance was made ready for a snapshot, and listens for the worker of its copies. */
+let successors
+let receive
+
+listen()
+
+/** Takes one connection. An end of it that the worker makes is answered by closing the descriptor, not by half of that. */
+function listen() {
+  const server = createServer({ allowHalfOpen: true }, (connected) => {
+    server.close()
+    successors = undefined
+    socket = connected
+    receive ??= serve()
+    const ended = () => {
+      if (successors === undefined && socket === connected) exit(0)
+      connected.destroy()
+    }
+    connected.on('data', frameDecoder(receive))
+    connected.on('error', ended)
+    connected.on('end', ended)
+    connected.on('close', ended)
+    connected.write(encodeJsonFrame(frameTypes.hello, 0, { protocol: 1, runtime: 'node', runtime_version: process.version }))
+  })
+  server.maxConnections = 1
+  // Under its final name at once: a snapshot loses the name of a socket that was renamed.
+  server.listen(path)
+  return server
+}
 
 /** Puts secrets where only the user of the function reads them. */
-function writeSecrets(files) {
+function writeSecrets(files = {}) {
+  if (Object.keys(files).length === 0) return
   const folder = process.env.THAW_SECRETS_DIR
   mkdirSync(folder, { recursive: true, mode: 0o700 })
   for (const name of Object.keys(files)) writeFileSync(`${folder}/${name}`, files[name], { flag: 'wx', mode: 0o400 })
 }
 
-function serve(socket) {
+/** Sets up what serves the connection, or one after the other. Returns what takes the frames. */
+function serve() {
   const invocations = new Map()
   let load
   let handler
@@ -96,7 +121,7 @@ function serve(socket) {
     load = message
     try {
       Object.assign(process.env, message.env)
-      if (message.secret_files !== undefined) writeSecrets(message.secret_files)
+      writeSecrets(message.secret_files)
       message.secret_files = undefined
       process.chdir(message.code_dir)
       handler = await loadHandler(message.code_dir, message.handler)
@@ -107,15 +132,34 @@ function serve(socket) {
     write(encodeJsonFrame(frameTypes.ready, 0, { init_ms: steadyNow() - start }))
   }
 
-  async function onHook(hook) {
+  async function onHook(message) {
+    const { hook } = message
     let answer = { hook }
     try {
-      if (hook === 'after_restore') reseedRandom()
+      if (hook === 'after_restore') {
+        // Where the worker went on with the connection that it had.
+        successors?.close()
+        successors = undefined
+        reseed()
+        Object.assign(process.env, message.env)
+        writeSecrets(message.files)
+      }
       await thaw.runHook(hook)
+      if (hook === 'before_snapshot') {
+        prepareReseed()
+        await listenAnew()
+      }
     } catch (error) {
       answer = { hook, error: describeFailure(error) }
     }
     write(encodeJsonFrame(frameTypes.hookDone, 0, answer))
+  }
+
+  async function listenAnew() {
+    rmSync(path, { force: true })
+    const server = listen()
+    await new Promise((resolve, reject) => server.once('listening', resolve).once('error', reject))
+    successors = server
   }
 
   function onInvoke(stream, payload) {
@@ -127,7 +171,7 @@ function serve(socket) {
     else if (payload.length > metaEnd) invocation.addBody(payload.subarray(metaEnd))
   }
 
-  const receive = frameDecoder((type, stream, payload) => {
+  return (type, stream, payload) => {
     switch (type) {
       case frameTypes.invoke:
         return onInvoke(stream, payload)
@@ -142,13 +186,7 @@ function serve(socket) {
       case frameTypes.load:
         return onLoad(parse(payload.toString()))
       case frameTypes.hook:
-        return onHook(parse(payload.toString()).hook)
+        return onHook(parse(payload.toString()))
     }
-  })
-
-  socket.on('data', receive)
-  socket.on('error', () => exit(0))
-  socket.on('end', () => exit(0))
-  socket.on('close', () => exit(0))
-  write(encodeJsonFrame(frameTypes.hello, 0, { protocol: 1, runtime: 'node', runtime_version: process.version }))
+  }
 }

@@ -12,12 +12,18 @@ class EventLoop:
         self._loop = asyncio.new_event_loop()
         if runtime.inline:
             asyncio.set_event_loop(self._loop)
-            # Looked at only while the loop runs, that is, during an async invocation: so its cancel is heard.
-            self._loop.add_reader(runtime.conn.fileno(), runtime.poll)
+            self.watch(runtime.conn)
         else:
             from threading import Thread
 
             Thread(target=self._run_forever, name="event-loop", daemon=True).start()
+
+    def watch(self, conn):
+        # Looked at only while the loop runs, that is, during an async invocation: so its cancel is heard.
+        self._loop.add_reader(conn.fileno(), self._runtime.poll)
+
+    def unwatch(self, conn):
+        self._loop.remove_reader(conn.fileno())
 
     def run(self, invocation, value=None, head=None):
         """Calls the handler, or awaits what it returned (`value`), and answers. With concurrency 1: returns after that."""

@@ -28,11 +28,18 @@ def import_module(name, code_dir):
     return sys.modules[name]
 
 
-def reseed():
-    """Instances of one snapshot would otherwise draw the same numbers."""
+def reseed(entropy):
+    """Instances of one snapshot would otherwise draw the same numbers. os.urandom and what is built on it always differ."""
     random = sys.modules.get("random")
     if random is not None:
         random.seed()
     numpy_random = sys.modules.get("numpy.random")
     if numpy_random is not None:
         numpy_random.seed()
+    # Seeds OpenSSL's generator of the process anew, from the system too; those of its threads follow it.
+    ssl = sys.modules.get("_ssl")
+    if ssl is not None:
+        ssl.RAND_add(entropy + os.urandom(32), 64.0)
+    tempfile = sys.modules.get("tempfile")
+    if tempfile is not None:
+        tempfile._name_sequence = None

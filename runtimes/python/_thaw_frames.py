@@ -30,9 +30,11 @@ class Reader:
         self._view = memoryview(bytearray(64 * 1024))
         self._start = 0
         self._end = 0
+        # The instance was made ready for a snapshot: the end of its connection is not its own.
+        self.may_end = False
 
     def next(self, flags=0):
-        """(type, stream, payload). With MSG_DONTWAIT: None when no whole frame is there yet."""
+        """(type, stream, payload). None: with MSG_DONTWAIT no whole frame is there yet, or the end that may come came."""
         while True:
             start = self._start
             there = self._end - start
@@ -58,6 +60,8 @@ class Reader:
             except OSError:
                 received = 0
             if received == 0:
+                if self.may_end:
+                    return None
                 os._exit(0)
             self._end += received
 

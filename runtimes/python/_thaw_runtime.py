@@ -56,8 +56,15 @@ from _thaw_values import (
 CO_COROUTINE, CO_ASYNC_GENERATOR = 0x80, 0x200
 
 
-def write_secrets(files):
-    """Puts secrets where only the user of the function reads them."""
+def apply_environment(env, files):
+    """Sets variables, and puts secrets that are files where only the user of the function reads them."""
+    os.environ.update(env)
+    if "TZ" in env:
+        from time import tzset
+
+        tzset()
+    if not files:
+        return
     folder = os.environ["THAW_SECRETS_DIR"]
     os.makedirs(folder, mode=0o700, exist_ok=True)
     for name, value in files.items():
@@ -67,9 +74,10 @@ def write_secrets(files):
 
 
 class Runtime:
-    def __init__(self, conn):
-        self.conn = conn
-        self.reader = Reader(conn)
+    def __init__(self, path):
+        self.path = path
+        self.listener = listen(path)
+        self.conn = None
         self.backlog = []
         self.send_lock = allocate_lock()
         # Reentrant: a destructor or signal handler may print while a line is being sent.
@@ -93,21 +101,50 @@ class Runtime:
     def send(self, data):
         try:
             with self.send_lock:
-                self.conn.sendall(data)
+                # None: a thread prints between two connections. Nobody would read it.
+                if self.conn is not None:
+                    self.conn.sendall(data)
         except OSError:
-            os._exit(0)
+            if not self.reader.may_end:
+                os._exit(0)
 
     def send_frame(self, kind, stream, payload=b""):
         self.send(HEADER.pack(len(payload) + 5, kind, stream) + payload)
 
-    # Frames in
+    # Connections
 
-    def serve(self):
+    def accept(self):
+        """Takes the one connection that is served, and greets it."""
+        fd, _ = self.listener._accept()
+        self.stop_listening()
+        conn = Socket(fileno=fd)
+        self.reader = Reader(conn)
+        self.conn = conn
+        if self.inline and self.event_loop is not None:
+            self.event_loop.watch(conn)
+        start_new_thread(watch, (conn.fileno(), self.reader))
         self.send_frame(
             HELLO, 0, encode_json({"protocol": 1, "runtime": "python", "runtime_version": runtime_version()})
         )
+
+    def wait_for_successor(self):
+        """The worker has taken its leave for a snapshot; this process, or copies of it, go on with another one."""
+        if self.inline and self.event_loop is not None:
+            self.event_loop.unwatch(self.conn)
+        conn, self.conn = self.conn, None
+        conn.close()
+        self.accept()
+
+    # Frames in
+
+    def serve(self):
+        self.accept()
         while True:
-            kind, stream, payload = self.backlog.pop(0) if self.backlog else self.reader.next()
+            frame = self.backlog.pop(0) if self.backlog else self.reader.next()
+            if frame is None:
+                self.wait_for_successor()
+                continue
+            kind, stream, payload = frame
             if kind == INVOKE:
                 size = META_SIZE.unpack_from(payload)[0]
                 meta = parse_json(payload[4 : 4 + size])
@@ -136,7 +173,7 @@ class Runtime:
         elif kind == PING:
             self.send_frame(PONG, 0, payload)
         elif kind == HOOK:
-            self.run_hooks(parse_json(payload)["hook"])
+            self.run_hooks(parse_json(payload))
         elif kind == LOAD:
             self.load(parse_json(payload))
 
@@ -178,13 +215,7 @@ class Runtime:
 
     def find_handler(self, message):
         code_dir = message["code_dir"]
-        os.environ.update(message["env"])
-        if message.get("secret_files"):
-            write_secrets(message.pop("secret_files"))
-        if "TZ" in message["env"]:
-            from time import tzset
-
-            tzset()
+        apply_environment(message["env"], message.pop("secret_files", None))
         runtime_dir = os.path.abspath(sys.path.pop(0))
         os.chdir(code_dir)
         sys.path[:0] = [code_dir, os.path.join(code_dir, ".thaw", "python")]
@@ -393,39 +424,69 @@ class Runtime:
 
     # Hooks
 
-    def run_hooks(self, name):
+    def run_hooks(self, message):
+        name = message["hook"]
         done = {"hook": name}
         try:
             if name == "after_restore":
-                reseed()
+                self.wake(message)
             for function in getattr(sys.modules.get("thaw"), "_hooks", {}).get(name, ()):
                 value = function()
                 if hasattr(type(value), "__await__"):
                     self.loop().wait(value)
+            if name == "before_snapshot":
+                self.prepare_snapshot()
         except BaseException as error:
             done["error"] = failure_of(error)
         self.flush_held(0, self.stray)
         self.send_frame(HOOK_DONE, 0, encode_json(done))
 
+    def prepare_snapshot(self):
+        """Listens for the worker of the copies."""
+        # Here, so that no copy has to read them from disk.
+        import binascii  # noqa: F401
+        import gc
 
-def accept_one(path):
+        # What nobody needs is not to be part of every copy.
+        gc.collect()
+        self.stop_listening()
+        if os.path.exists(self.path):
+            os.unlink(self.path)
+        self.listener = listen(self.path)
+        self.reader.may_end = True
+
+    def stop_listening(self):
+        if self.listener is not None:
+            self.listener.close()
+            self.listener = None
+
+    def wake(self, message):
+        from binascii import a2b_base64
+
+        # Where the worker went on with the connection that it had.
+        self.stop_listening()
+        self.reader.may_end = False
+        reseed(a2b_base64(message.get("entropy", "")))
+        apply_environment(message.get("env", {}), message.get("files"))
+
+
+def listen(path):
     listener = Socket(AF_UNIX, SOCK_STREAM)
     # Under its final name at once: a snapshot loses the name of a socket that was renamed.
     listener.bind(path)
     listener.listen(1)
-    fd, _ = listener._accept()
-    listener.close()
-    return Socket(fileno=fd)
+    return listener
 
 
-def watch(fd):
+def watch(fd, reader):
     """Ends the process when the connection ends while a handler has the main thread."""
     import select
 
     poll = select.poll()
     poll.register(fd, getattr(select, "POLLRDHUP", 0))
     poll.poll()
-    os._exit(0)
+    if not reader.may_end:
+        os._exit(0)
 
 
 def main():
@@ -433,13 +494,14 @@ def main():
 
     # As the first process of a container, one that sets no handler would not hear of it.
     signal(SIGTERM, lambda *_: os._exit(0))
-    conn = accept_one(os.environ["THAW_RUNTIME_SOCKET"])
-    runtime = Runtime(conn)
+    runtime = Runtime(os.environ["THAW_RUNTIME_SOCKET"])
     stdout, stderr = LogText(runtime, 1), LogText(runtime, 2)
 
     def leave_to_parent():
         # Two processes must not write to one connection; a child's output goes where fd 1 and 2 lead.
-        conn.close()
+        for own in (runtime.conn, runtime.listener):
+            if own is not None:
+                own.close()
         if sys.stdout is stdout:
             sys.stdout = sys.__stdout__
         if sys.stderr is stderr:
@@ -448,7 +510,6 @@ def main():
     os.register_at_fork(after_in_child=leave_to_parent)
     sys.stdout = stdout
     sys.stderr = stderr
-    start_new_thread(watch, (conn.fileno(),))
     try:
         runtime.serve()
     except KeyboardInterrupt:

@@ -23,6 +23,24 @@ type Load struct {
 	Port int `json:"port"`
 }
 
+// Names of hooks.
+const (
+	BeforeSnapshot = "before_snapshot"
+	AfterRestore   = "after_restore"
+)
+
+// Hook says what is about to happen, or has happened, to the whole instance.
+type Hook struct {
+	Name string `json:"hook"`
+	// What a copy of an instance gets, after a restore: variables of the environment, secrets by file name, Unix
+	// milliseconds, random bytes, and its name.
+	Env       map[string]string `json:"env,omitempty"`
+	Files     map[string]string `json:"files,omitempty"`
+	TimeMs    int64             `json:"time_ms,omitempty"`
+	Entropy   []byte            `json:"entropy,omitempty"`
+	SandboxID string            `json:"sandbox_id,omitempty"`
+}
+
 // InvokeMeta describes one invocation; its body travels beside it.
 type InvokeMeta struct {
 	ID          string       `json:"id"`

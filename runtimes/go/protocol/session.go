@@ -27,14 +27,22 @@ const version = 1
 
 // Session is the one connection to the worker. Its methods may be called from several goroutines.
 type Session struct {
-	// Hook runs what the code wants done before a snapshot or after a restore. Set before Serve; nil: nothing.
-	Hook func(name string) *Failure
+	// Hook runs what the code wants done before a snapshot or after a restore, when its secret files are there. Set before
+	// Serve; nil: nothing.
+	Hook func(hook Hook) *Failure
 
-	conn     net.Conn
-	reader   *bufio.Reader
-	loadedAt time.Time
+	name, version string
+	path          string
+	reader        *bufio.Reader
+	loadedAt      time.Time
 
+	// Guards conn, which is nil between the worker of an instance that was snapshotted and that of a copy.
 	writing sync.Mutex
+	conn    net.Conn
+
+	// Guards successors: where the worker of a copy connects. Not nil once the instance is ready for its snapshot.
+	parking    sync.Mutex
+	successors net.Listener
 
 	mutex sync.Mutex
 	calls map[uint32]*Call
@@ -43,14 +51,16 @@ type Session struct {
 // Accept waits for the worker on the socket that the environment names, greets it, and returns what it says to load.
 func Accept(runtimeName, runtimeVersion string) (*Session, Load, error) {
 	var load Load
-	conn, err := acceptOne(os.Getenv(SocketVariable))
+	session := &Session{
+		name: runtimeName, version: CutText(runtimeVersion, 64), path: os.Getenv(SocketVariable), calls: map[uint32]*Call{},
+	}
+	listener, err := listen(session.path)
 	if err != nil {
 		return nil, load, err
 	}
-	session := &Session{conn: conn, reader: bufio.NewReaderSize(conn, 64<<10), calls: map[uint32]*Call{}}
-	session.sendJSON(frameHello, 0, map[string]any{
-		"protocol": version, "runtime": runtimeName, "runtime_version": CutText(runtimeVersion, 64),
-	})
+	if err := session.accept(listener); err != nil {
+		return nil, load, err
+	}
 	for {
 		next, err := readFrame(session.reader)
 		switch {
@@ -74,8 +84,8 @@ func Accept(runtimeName, runtimeVersion string) (*Session, Load, error) {
 	}
 }
 
-// acceptOne listens under the final name at once: a snapshot loses the name of a socket that was renamed.
-func acceptOne(path string) (net.Conn, error) {
+// listen binds the final name at once: a snapshot loses the name of a socket that was renamed.
+func listen(path string) (net.Listener, error) {
 	if path == "" {
 		return nil, errors.New(SocketVariable + " is not set: this program is started by thaw")
 	}
@@ -83,9 +93,78 @@ func acceptOne(path string) (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer listener.Close()
 	listener.SetUnlinkOnClose(false)
-	return listener.Accept()
+	return listener, nil
+}
+
+// accept takes one connection, and greets the worker.
+func (session *Session) accept(listener net.Listener) error {
+	defer listener.Close()
+	conn, err := listener.Accept()
+	if err != nil {
+		return err
+	}
+	session.reader = bufio.NewReaderSize(conn, 64<<10)
+	session.writing.Lock()
+	session.conn = conn
+	session.writing.Unlock()
+	session.sendJSON(frameHello, 0, map[string]any{
+		"protocol": version, "runtime": session.name, "runtime_version": session.version,
+	})
+	return nil
+}
+
+// park makes the instance ready for its snapshot: the end of the connection is not its own from now on.
+func (session *Session) park() error {
+	session.unpark()
+	if err := os.Remove(session.path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	listener, err := listen(session.path)
+	if err != nil {
+		return err
+	}
+	session.parking.Lock()
+	defer session.parking.Unlock()
+	session.successors = listener
+	return nil
+}
+
+// unpark is for a worker that goes on with the connection that it has.
+func (session *Session) unpark() {
+	if listener := session.takeSuccessors(); listener != nil {
+		listener.Close()
+	}
+}
+
+func (session *Session) takeSuccessors() net.Listener {
+	session.parking.Lock()
+	defer session.parking.Unlock()
+	listener := session.successors
+	session.successors = nil
+	return listener
+}
+
+// next reads a frame, from the worker of a copy where that of the snapshotted instance has gone.
+func (session *Session) next() (frame, error) {
+	for {
+		next, err := readFrame(session.reader)
+		if err == nil {
+			return next, nil
+		}
+		listener := session.takeSuccessors()
+		if listener == nil {
+			return next, err
+		}
+		session.writing.Lock()
+		conn := session.conn
+		session.conn = nil
+		session.writing.Unlock()
+		conn.Close()
+		if err := session.accept(listener); err != nil {
+			return next, err
+		}
+	}
 }
 
 // Ready says that the code is loaded; Serve may deliver invocations from now on.
@@ -111,7 +190,7 @@ func (session *Session) Log(stream uint32, source Source, line string) {
 // Serve delivers invocations until the connection ends, and returns why it did.
 func (session *Session) Serve(invoke func(*Call)) error {
 	for {
-		next, err := readFrame(session.reader)
+		next, err := session.next()
 		if err != nil {
 			return err
 		}
@@ -154,26 +233,47 @@ func (session *Session) control(next frame) error {
 		go session.send(framePong, 0, next.payload)
 		return nil
 	case frameHook:
-		done := struct {
-			Hook  string   `json:"hook"`
-			Error *Failure `json:"error,omitempty"`
-		}{}
-		if err := json.Unmarshal(next.payload, &done); err != nil {
+		var hook Hook
+		if err := json.Unmarshal(next.payload, &hook); err != nil {
 			return err
 		}
-		go func() {
-			if session.Hook != nil {
-				if failure := session.Hook(done.Hook); failure != nil {
-					bounded := failure.bounded()
-					done.Error = &bounded
-				}
-			}
-			session.sendJSON(frameHookDone, 0, done)
-		}()
+		go session.runHook(hook)
 		return nil
 	default:
 		return fmt.Errorf("a frame of type %#x, which is not due", next.kind)
 	}
+}
+
+func (session *Session) runHook(hook Hook) {
+	done := struct {
+		Hook  string   `json:"hook"`
+		Error *Failure `json:"error,omitempty"`
+	}{Hook: hook.Name}
+	if failure := session.attempt(hook); failure != nil {
+		bounded := failure.bounded()
+		done.Error = &bounded
+	}
+	session.sendJSON(frameHookDone, 0, done)
+}
+
+func (session *Session) attempt(hook Hook) *Failure {
+	if hook.Name == AfterRestore {
+		session.unpark()
+		if err := writeSecrets(hook.Files); err != nil {
+			return &Failure{Type: "SecretError", Message: err.Error()}
+		}
+	}
+	if session.Hook != nil {
+		if failure := session.Hook(hook); failure != nil {
+			return failure
+		}
+	}
+	if hook.Name == BeforeSnapshot {
+		if err := session.park(); err != nil {
+			return &Failure{Type: "SocketError", Message: err.Error()}
+		}
+	}
+	return nil
 }
 
 func (session *Session) cancel(call *Call) {
@@ -224,7 +324,9 @@ func (session *Session) send(kind frameType, stream uint32, parts ...[]byte) {
 	buffers = append(buffers, parts...)
 	session.writing.Lock()
 	defer session.writing.Unlock()
-	_, _ = buffers.WriteTo(session.conn)
+	if session.conn != nil {
+		_, _ = buffers.WriteTo(session.conn)
+	}
 }
 
 // ForUser reports whether a NAME=value pair of the environment is meant for the code that a runtime runs.

@@ -154,8 +154,9 @@ export class RuntimeProcess implements AsyncDisposable {
   readonly exited: Promise<{ code: number | null; signal: NodeJS.Signals | null }>
   readonly #child: ChildProcess
   readonly #dir: string
-  readonly #socket: Socket
-  readonly #instance = new FrameQueue()
+  #socket: Socket
+  readonly #output: () => string
+  #instance = new FrameQueue()
   readonly #invocations = new Map<number, FrameQueue>()
   /** Log lines that belong to no invocation. */
   readonly instanceLogs: LogLine[] = []
@@ -165,14 +166,20 @@ export class RuntimeProcess implements AsyncDisposable {
     this.#child = child
     this.exited = exited
     this.#dir = dir
-    this.#socket = socket
+    this.#output = output
     this.socketPath = join(dir, 'runtime.sock')
+    this.#socket = socket
+    this.#receiveFrom(socket)
+  }
+
+  #receiveFrom(socket: Socket): void {
+    const instance = this.#instance
     const decoder = new FrameDecoder()
     socket.on('data', (bytes: Buffer) => decoder.push(bytes, (frame) => this.#dispatch(frame)))
     socket.on('error', () => {})
     socket.once('close', () => {
-      const error = new Error(`the connection ended; output of the runtime:\n${output()}`)
-      this.#instance.end(error)
+      const error = new Error(`the connection ended; output of the runtime:\n${this.#output()}`)
+      instance.end(error)
       for (const queue of this.#invocations.values()) queue.end(error)
     })
   }
@@ -186,7 +193,14 @@ export class RuntimeProcess implements AsyncDisposable {
     const appeared = waitForFile(dir, socketPath)
     const child = spawn(program, args, {
       cwd: options.cwd,
-      env: { PATH: process.env.PATH, HOME: dir, LANG: 'C.UTF-8', THAW_RUNTIME_SOCKET: socketPath, THAW_RUNTIME_DIR: options.runtimeDir },
+      env: {
+        PATH: process.env.PATH,
+        HOME: dir,
+        LANG: 'C.UTF-8',
+        THAW_RUNTIME_SOCKET: socketPath,
+        THAW_RUNTIME_DIR: options.runtimeDir,
+        THAW_SECRETS_DIR: join(dir, 'secrets'),
+      },
       stdio: ['ignore', 'pipe', 'pipe'],
     })
     const pieces: Buffer[] = []
@@ -249,6 +263,16 @@ export class RuntimeProcess implements AsyncDisposable {
   async ping(payload: Buffer): Promise<Buffer> {
     this.#socket.write(encodeFrame(frameTypes.ping, 0, payload))
     return (await this.#expect(frameTypes.pong)).payload
+  }
+
+  /** What the worker of a copy does: the one before has taken leave after the hook before_snapshot. */
+  async succeed(): Promise<void> {
+    const left = once(this.#socket, 'close')
+    this.#socket.end()
+    await left
+    this.#instance = new FrameQueue()
+    this.#socket = await connectUnixSocket(this.socketPath)
+    this.#receiveFrom(this.#socket)
   }
 
   async hook(hook: 'before_snapshot' | 'after_restore'): Promise<z.infer<typeof hookDoneSchema>> {

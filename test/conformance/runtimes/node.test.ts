@@ -1,10 +1,18 @@
+import { cpSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { frameTypes } from '@thaw/protocol'
 import { afterAll, describe, expect, test } from 'vitest'
+import { reseedLibrary } from '../../../packages/server/src/runtimes/reseed-library.ts'
+import { tempDir } from '../../support/temp.ts'
 import { Gate, type Invocation, RuntimeProcess } from './harness.ts'
 import { CodeFolders, describeRuntime, type Program, type RuntimeAdapter, startLoaded } from './suite.ts'
 
-const runtimeDir = join(import.meta.dirname, '../../../runtimes/node')
+// As the server stages it: with the library that seeds OpenSSL anew.
+const staged = tempDir()
+const runtimeDir = join(staged.path, 'node')
+cpSync(join(import.meta.dirname, '../../../runtimes/node'), runtimeDir, { recursive: true })
+writeFileSync(join(runtimeDir, 'reseed.node'), reseedLibrary(process.arch as 'x64' | 'arm64'))
+afterAll(() => staged[Symbol.dispose]())
 const program = process.env.THAW_TEST_NODE ?? process.execPath
 
 const gate = `

@@ -626,6 +626,31 @@ const behaviours: Behaviour[] = [
     },
   },
   {
+    name: 'goes on with another worker after a snapshot, and as often as that happens',
+    program: 'hooks',
+    from: 'loaded',
+    async run({ runtime }) {
+      for (const round of [1, 2]) {
+        expect(await runtime.hook('before_snapshot')).toEqual({ hook: 'before_snapshot' })
+        await runtime.succeed()
+        expect(await runtime.hello()).toMatchObject({ protocol: 1 })
+        expect(await runtime.hook('after_restore')).toEqual({ hook: 'after_restore' })
+        expect(JSON.parse((await runtime.invoke().answer()).body.toString())).toHaveLength(round * 2)
+      }
+    },
+  },
+  {
+    name: 'ends with a connection that it goes on with after a snapshot',
+    program: 'hooks',
+    from: 'loaded',
+    async run({ runtime }) {
+      await runtime.hook('before_snapshot')
+      await runtime.hook('after_restore')
+      runtime.disconnect()
+      await runtime.exited
+    },
+  },
+  {
     name: 'reports a hook that fails',
     program: 'failingHook',
     from: 'loaded',
