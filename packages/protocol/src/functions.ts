@@ -1,6 +1,7 @@
 import { z } from 'zod'
 import { driverKindSchema, envSchema, functionNameSchema, networkModeSchema, resourcesSchema, timestampSchema } from './common.ts'
 import { secretRefsSchema } from './secrets.ts'
+import { snapshotKindSchema, snapshotStateSchema } from './snapshots.ts'
 
 export const runtimes = ['python', 'node', 'go', 'custom'] as const
 export const runtimeSchema = z.enum(runtimes)
@@ -70,7 +71,10 @@ export const functionConfigSchema = z.strictObject({
   network: networkModeSchema.default('egress'),
   scaling: scalingSchema.prefault({}),
   retry: retrySchema.prefault({}),
-  snapshot: z.boolean().default(false),
+  snapshot: z
+    .boolean()
+    .optional()
+    .describe('start from memory: true always, false never; default: where loading takes long (snapshots.auto_init_ms)'),
 })
 export type FunctionConfig = z.infer<typeof functionConfigSchema>
 
@@ -83,6 +87,19 @@ export type FunctionCreate = z.input<typeof functionCreateSchema>
 export const versionStates = ['building', 'ready', 'failed'] as const
 
 export const codeFailureItemSchema = z.object({ type: z.string(), message: z.string(), stack: z.string().optional() })
+
+/** The memory that instances of a version start from. */
+export const versionSnapshotSchema = z.object({
+  state: snapshotStateSchema,
+  kind: snapshotKindSchema,
+  size_bytes: z.int(),
+  success_count: z.int().describe('instances that were started from it'),
+  failure_count: z.int(),
+  error: z.object({ code: z.string(), message: z.string() }).nullable().describe('why there is none, or why it is not used any more'),
+  created_at: timestampSchema,
+  last_used_at: timestampSchema.nullable(),
+})
+export type VersionSnapshotItem = z.infer<typeof versionSnapshotSchema>
 
 export const versionItemSchema = z.object({
   id: z.string(),
@@ -106,7 +123,7 @@ export const versionItemSchema = z.object({
   network: networkModeSchema,
   scaling: scalingSchema,
   retry: retrySchema,
-  snapshot: z.boolean(),
+  snapshot: versionSnapshotSchema.nullable(),
   created_at: timestampSchema,
 })
 export type VersionItem = z.infer<typeof versionItemSchema>

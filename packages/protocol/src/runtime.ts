@@ -41,6 +41,23 @@ export interface InvokeMeta {
   http?: { method: string; path: string; query: string; headers: Record<string, string> }
 }
 
+/** hook: what is about to happen, or has happened, to the whole instance. */
+export type HookMessage = { hook: 'before_snapshot' } | AfterRestoreMessage
+
+/** What a copy of a snapshotted instance gets for itself, before its first invocation. */
+export interface AfterRestoreMessage {
+  hook: 'after_restore'
+  /** Variables with secrets: they were not there when the snapshot was taken. */
+  env: Record<string, string>
+  /** Secrets by the name of their file. */
+  files: Record<string, string>
+  /** Unix milliseconds. */
+  time_ms: number
+  /** 32 random bytes in base64. */
+  entropy: string
+  sandbox_id: string
+}
+
 export const helloSchema = z.object({
   protocol: z.int(),
   runtime: text(64),

@@ -1,6 +1,6 @@
 import { execFile } from 'node:child_process'
 import { createHash } from 'node:crypto'
-import { chmodSync, cpSync, existsSync, mkdirSync, readFileSync, realpathSync, renameSync, rmSync, statSync } from 'node:fs'
+import { chmodSync, cpSync, existsSync, mkdirSync, readFileSync, realpathSync, renameSync, rmSync, statSync, writeFileSync } from 'node:fs'
 import { dirname, join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { promisify } from 'node:util'
@@ -43,6 +43,7 @@ import { Secrets } from './control/secrets.ts'
 import { openHostKey } from './control/ssh-host-key.ts'
 import { SshKeys } from './control/ssh-keys.ts'
 import { type RuntimePoolKey, Starter } from './control/starter.ts'
+import { VersionSnapshots } from './control/version-snapshots.ts'
 import { DockerDriver } from './drivers/docker/index.ts'
 import type { Driver } from './drivers/driver.ts'
 import { OciDriver } from './drivers/oci/index.ts'
@@ -50,6 +51,7 @@ import { ProcessDriver } from './drivers/process/index.ts'
 import { startGateway } from './gateway/server.ts'
 import { startSsh } from './gateway/ssh/start.ts'
 import { Images } from './images/images.ts'
+import { reseedLibrary } from './runtimes/reseed-library.ts'
 import { SnapshotFiles } from './snapshots/snapshot-files.ts'
 import { openStore } from './store/sqlite/open.ts'
 import { createLogger } from './telemetry/log.ts'
@@ -124,6 +126,19 @@ export async function startApp(config: Config, onProgress: (line: string) => voi
     const artifacts = new Artifacts(dataDir, bundles, builder)
     const logBook = new LogBook(store.records)
     const budget = new Budget({ maxInstances: limits.max_instances, memoryMib: limits.memory_mib })
+    const snapshotFiles = await SnapshotFiles.open(dataDir, await Snapshots.known(store.snapshots))
+    const versionSnapshots: VersionSnapshots = new VersionSnapshots(
+      { autoInitMs: config.snapshots.auto_init_ms, runtimesDir },
+      {
+        store: store.snapshots,
+        files: snapshotFiles,
+        drivers,
+        budget,
+        makeRoom: () => pools.makeRoom(),
+        startBare: (of, signal) => starter.startBare(of, signal),
+        log,
+      },
+    )
     // The starter takes from the pools what it has started for them.
     const starter: Starter = new Starter(
       { runtimesDir, startTimeoutMs: limits.start_timeout_ms },
@@ -134,6 +149,7 @@ export async function startApp(config: Config, onProgress: (line: string) => voi
         secrets,
         // Pools hold what they were started with.
         pools: { take: (key) => pools.take(key) as BootedSandbox | undefined },
+        snapshots: versionSnapshots,
         log: (of) => (line) => logBook.add(of, line),
         onFallback: (of, method, error) => {
           metrics.bootFallback(method, error instanceof ThawError ? error.code : 'other')
@@ -184,12 +200,13 @@ export async function startApp(config: Config, onProgress: (line: string) => voi
       invoker,
       buildLogs: new BuildLogs(dataDir),
       pools,
+      snapshots: versionSnapshots,
       budget,
       secrets,
       log,
     })
     closers.push(() => functions.close())
-    const snapshotFiles = await SnapshotFiles.open(dataDir, await Snapshots.known(store.snapshots))
+    closers.push(() => versionSnapshots.close())
     const lives = new Lives({
       store: store.sandboxes,
       drivers,
@@ -231,6 +248,7 @@ export async function startApp(config: Config, onProgress: (line: string) => voi
       limits: { max_payload_bytes: limits.max_payload_bytes, max_archive_bytes: limits.max_archive_bytes },
     })
     await functions.open()
+    await versionSnapshots.open((await functions.references()).versionIds, functions.activeVersions())
     const collector = new Collector({
       functions,
       artifacts,
@@ -239,11 +257,13 @@ export async function startApp(config: Config, onProgress: (line: string) => voi
       idempotency,
       sandboxes,
       results: store.results,
+      versionSnapshots,
       retention: {
         invocationsMs: config.retention.invocations_ms,
         logsMs: config.retention.logs_ms,
         sandboxesMs: config.retention.sandboxes_ms,
         imagesMs: config.retention.images_ms,
+        versionSnapshotsMs: config.retention.version_snapshots_ms,
       },
       log,
     })
@@ -401,6 +421,7 @@ async function stageRuntimes(dataDir: string): Promise<string> {
   rmSync(target, { recursive: true, force: true })
   mkdirSync(target, { mode: 0o755 })
   for (const name of ['python', 'node', 'go']) cpSync(join(root, 'runtimes', name), join(target, name), { recursive: true })
+  if (process.arch === 'x64' || process.arch === 'arm64') writeFileSync(join(target, 'node', 'reseed.node'), reseedLibrary(process.arch))
   mkdirSync(join(target, 'custom'), { mode: 0o755 })
   const launcher = join(root, '.build', 'runtimes', 'custom', 'launcher')
   if (existsSync(launcher)) cpSync(launcher, join(target, 'custom', 'launcher'))

@@ -85,7 +85,15 @@ export function defaultConfig(env: NodeJS.ProcessEnv, machine: Machine): Config 
     pools: { size: 2, max_size: 16, demand_ms: 300_000 },
     sandboxes: { domain: 'localhost', hibernate_after_ms: 600_000 },
     ssh: { enabled: true, host: '127.0.0.1', port: defaultSshPort, idle_ms: 14_400_000, connections_per_key: 32 },
-    retention: { invocations_ms: weekMs, logs_ms: weekMs, sandboxes_ms: 86_400_000, idempotency_ms: 86_400_000, images_ms: weekMs },
+    snapshots: { auto_init_ms: 1000 },
+    retention: {
+      invocations_ms: weekMs,
+      logs_ms: weekMs,
+      sandboxes_ms: 86_400_000,
+      idempotency_ms: 86_400_000,
+      images_ms: weekMs,
+      version_snapshots_ms: weekMs,
+    },
     registries: { insecure: [], auth_file: null },
     builds: { env: inheritedBuildEnv(env), ca_file: env.SSL_CERT_FILE || null },
     docker: {

@@ -134,12 +134,20 @@ export const configSchema = z.strictObject({
     idle_ms: waitMs('How long an SSH connection may carry nothing before it is closed.'),
     connections_per_key: whole(1, 100_000, 'Most SSH connections of one SSH key at a time.'),
   }),
+  snapshots: z.strictObject({
+    auto_init_ms: nullableWhole(
+      0,
+      dayMs,
+      'A function that loads for longer starts from memory, unless it says otherwise, where its driver can keep memory; null: none does by itself.',
+    ),
+  }),
   retention: z.strictObject({
     invocations_ms: keptMs('How long records of invocations are kept.'),
     logs_ms: keptMs('How long log entries are kept.'),
     sandboxes_ms: keptMs('How long the record of a sandbox that has ended is kept.'),
     idempotency_ms: keptMs('How long the answer to a request with an Idempotency-Key is kept.'),
     images_ms: keptMs('How long an image that nothing uses is kept.'),
+    version_snapshots_ms: keptMs('How long the snapshot of a version is kept from which nothing is started.'),
   }),
   registries: z.strictObject({
     insecure: z

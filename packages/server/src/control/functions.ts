@@ -16,6 +16,7 @@ import type { Scheduler } from './scheduler.ts'
 import type { Secrets } from './secrets.ts'
 import type { Starter } from './starter.ts'
 import { type ResolvedConfig, toVersion, type Version, versionItem } from './version.ts'
+import type { VersionSnapshots } from './version-snapshots.ts'
 
 /** Where the code of a deploy comes from, already decoded. */
 export type CodeInput = { inline: Buffer } | { archive: Buffer } | { image: string }
@@ -43,6 +44,7 @@ interface Parts {
   invoker: Invoker
   buildLogs: BuildLogs
   pools: { want(keys: PoolKey[]): Promise<void> }
+  snapshots: Pick<VersionSnapshots, 'summary' | 'remove'>
   budget: Budget
   secrets: Secrets
   log: Logger
@@ -113,11 +115,14 @@ export class Functions {
 
   async versions(caller: Caller, name: string): Promise<VersionItem[]> {
     const live = this.#find(caller, name)
-    return (await this.#parts.store.functions.versions(live.row.id)).map((row) => versionItem(name, row))
+    return (await this.#parts.store.functions.versions(live.row.id)).map((row) =>
+      versionItem(name, row, this.#parts.snapshots.summary(row.id)),
+    )
   }
 
   async version(caller: Caller, name: string, number: number): Promise<VersionItem & { id: string }> {
-    return versionItem(name, await this.#versionRow(caller, name, number))
+    const row = await this.#versionRow(caller, name, number)
+    return versionItem(name, row, this.#parts.snapshots.summary(row.id))
   }
 
   /**
@@ -205,6 +210,11 @@ export class Functions {
     }
   }
 
+  /** Versions that serve, of all tenants. */
+  activeVersions(): Version[] {
+    return [...this.#live.values()].map(({ active }) => active).filter((active) => active !== null)
+  }
+
   /** Names of a tenant's functions whose active version is given this secret. */
   usersOfSecret(tenant: string, secret: string): string[] {
     const users = [...this.#live.values()].filter(
@@ -267,9 +277,9 @@ export class Functions {
   async #resolve(tenant: string, { config, code }: DeployInput): Promise<ResolvedConfig> {
     if (!this.#parts.budget.couldEverFit(config.resources.memory_mib)) throw neverFits(config.resources.memory_mib)
     const driver = config.driver ?? (await this.#parts.drivers.defaultKind())
-    await this.#parts.drivers.usable(driver)
+    const { abilities } = await this.#parts.drivers.usable(driver)
     await this.#parts.secrets.check(tenant, config)
-    return resolveConfig(config, driver, 'image' in code ? code.image : undefined)
+    return resolveConfig(config, { kind: driver, abilities }, 'image' in code ? code.image : undefined)
   }
 
   async #finishDeploy(row: FunctionRow, version: VersionRow, wait: boolean, undo: () => Promise<void>): Promise<FunctionItem> {
@@ -387,6 +397,7 @@ export class Functions {
 
   async #removeTraces(version: VersionRow): Promise<void> {
     await this.#parts.scheduler.remove(version.id)
+    await this.#parts.snapshots.remove(version.id)
     this.#parts.artifacts.remove(version.id)
     this.#parts.buildLogs.remove(version.id)
   }
@@ -399,7 +410,11 @@ export class Functions {
   }
 
   #item(live: Live): FunctionItem {
-    const { function: _function, id: versionId, ...version } = versionItem(live.row.name, live.shown)
+    const {
+      function: _function,
+      id: versionId,
+      ...version
+    } = versionItem(live.row.name, live.shown, this.#parts.snapshots.summary(live.shown.id))
     return {
       ...version,
       id: live.row.id,

@@ -1,11 +1,16 @@
+import { randomBytes } from 'node:crypto'
 import type { Duplex } from 'node:stream'
-import { type BootMethod, type LoadMessage, ThawError } from '@thaw/protocol'
+import { type AfterRestoreMessage, type BootMethod, type LoadMessage, ThawError } from '@thaw/protocol'
+import type { SnapshotResult } from '../drivers/driver.ts'
 import type { CallBody, CallSink, LogSource, RuntimeConnection } from '../runtimes/connection.ts'
 import type { BootedSandbox } from './booted.ts'
 import type { Version } from './version.ts'
 
 /** Where an instance sends what its code prints outside of a call. */
 export type InstanceLog = (entry: { sandboxId: string; invocationId: string | null; source: LogSource; message: string }) => void
+
+/** Longest time for the hooks before a snapshot. */
+const hookMs = 10_000
 
 export interface InstanceTimes {
   /** From nothing to a runtime that listens. */
@@ -81,6 +86,42 @@ export class Instance {
       }
       throw booted.explain(error)
     }
+  }
+
+  /**
+   * The instance of a version that a restored sandbox is. Its code hears of it before its first call, and gets what is its own.
+   * Rejects with `snapshot_failed`; the sandbox is destroyed then.
+   */
+  static async wake(
+    booted: BootedSandbox,
+    version: Version,
+    own: Pick<AfterRestoreMessage, 'env' | 'files'>,
+    log: InstanceLog,
+    options: { bootMs: number; signal: AbortSignal },
+  ): Promise<Instance> {
+    let instance: Instance | undefined
+    booted.listen((source, text) => log({ sandboxId: booted.id, invocationId: instance?.onlyInvocation ?? null, source, message: text }))
+    const started = performance.now()
+    const entropy = randomBytes(32).toString('base64')
+    try {
+      await booted.connection.wake({ hook: 'after_restore', ...own, time_ms: Date.now(), entropy, sandbox_id: booted.id }, options.signal)
+      instance = new Instance(booted, version, 'warm', { boot_ms: options.bootMs, init_ms: performance.now() - started })
+      return instance
+    } catch (error) {
+      await booted.destroy()
+      throw booted.explain(error)
+    }
+  }
+
+  /**
+   * Writes its memory into an empty folder, and ends it. Its code hears of it before, and its connection is left: nothing of
+   * this server is part of what is kept. The caller destroys it, whatever comes of this.
+   */
+  async keep(dir: string, signal: AbortSignal): Promise<SnapshotResult> {
+    const { driver, connection } = this.#booted
+    if (driver.snapshot === undefined) throw new ThawError('snapshot_unsupported')
+    await connection.leaveForSnapshot(AbortSignal.any([signal, AbortSignal.timeout(hookMs)]))
+    return driver.snapshot(this.id, { dir, kind: 'memory', stop: true, signal })
   }
 
   /** Invocations by the stream that carries them, or by whoever carries them on a connection of their own. */

@@ -35,7 +35,7 @@ export const builtPaths = { goBinary: '.thaw/bin/function', pythonPackages: '.th
 export const defaultPath = '/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin'
 
 /** Which folder of `runtimes/` serves the version. */
-function runtimeFolder(version: Version): RuntimeFolder | null {
+export function runtimeFolder(version: Version): RuntimeFolder | null {
   const { runtime, contract } = version.config
   if (contract !== 'handler' || runtime === 'custom') return 'custom'
   return runtime === 'go' ? null : runtime

@@ -6,6 +6,7 @@ import type { Functions } from './functions.ts'
 import type { Idempotency } from './idempotency.ts'
 import type { ImageCatalog } from './images.ts'
 import type { Sandboxes } from './sandboxes/sandboxes.ts'
+import type { VersionSnapshots } from './version-snapshots.ts'
 
 export interface Retention {
   invocationsMs: number
@@ -13,6 +14,8 @@ export interface Retention {
   /** Of sandboxes that have ended. */
   sandboxesMs: number
   imagesMs: number
+  /** Of snapshots from which nothing is started. */
+  versionSnapshotsMs: number
 }
 
 /**
@@ -48,6 +51,7 @@ export class Collector {
     idempotency: Idempotency
     sandboxes: Sandboxes
     results: ResultStore
+    versionSnapshots: VersionSnapshots
     retention: Retention
     log: Logger
   }
@@ -62,6 +66,7 @@ export class Collector {
     idempotency: Idempotency
     sandboxes: Sandboxes
     results: ResultStore
+    versionSnapshots: VersionSnapshots
     retention: Retention
     log: Logger
   }) {
@@ -89,6 +94,7 @@ export class Collector {
     await records.prune({ invocations: now - retention.invocationsMs, logs: now - retention.logsMs })
     await this.#parts.results.prune(now)
     await sandboxes.prune(now - retention.sandboxesMs)
+    await this.#parts.versionSnapshots.prune(now - retention.versionSnapshotsMs)
     await images.prune(retention.imagesMs)
   }
 }

@@ -1,11 +1,21 @@
 import { type Contract, type FunctionConfig, ThawError } from '@thaw/protocol'
+import type { Driver } from '../drivers/driver.ts'
 import type { ResolvedConfig } from './version.ts'
 
 /** Decides what a deploy left open, and refuses what does not fit together. `driver` is the one that it runs on. */
-export function resolveConfig(config: FunctionConfig, driver: ResolvedConfig['driver'], codeImage: string | undefined): ResolvedConfig {
+export function resolveConfig(
+  config: FunctionConfig,
+  { kind: driver, abilities }: Pick<Driver, 'kind' | 'abilities'>,
+  codeImage: string | undefined,
+): ResolvedConfig {
   const contract = config.contract ?? (config.runtime === 'custom' ? 'custom' : 'handler')
   const refuse = (message: string, fix: string) => new ThawError('invalid_request', message, { fix })
-  if (config.snapshot) throw refuse('This server cannot start functions from snapshots.', 'Leave snapshot out.')
+  if (config.snapshot === true && abilities.snapshot !== 'memory') {
+    throw refuse(`The driver ${driver} cannot keep memory on this machine.`, 'Leave snapshot out; `thaw doctor` says what it needs.')
+  }
+  if (config.snapshot === true && contract !== 'handler') {
+    throw refuse(`Programs of the contract ${contract} cannot start from memory.`, 'Leave snapshot out, or use the handler contract.')
+  }
   if (contract === 'handler' && config.runtime === 'custom') {
     throw refuse('The custom runtime has no handlers.', 'Set contract to "stdio", "http" or "custom".')
   }

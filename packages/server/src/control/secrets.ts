@@ -70,9 +70,8 @@ export class Secrets {
     if (missing !== undefined) throw notFound(missing.name)
   }
 
-  /** The message with the secrets in its environment and as files. The only place where their values leave the store. */
-  async addTo(message: LoadMessage, tenant: string, refs: readonly SecretRef[]): Promise<LoadMessage> {
-    if (refs.length === 0) return message
+  /** Variables and files with their values. The only place where these leave the store. */
+  async valuesOf(tenant: string, refs: readonly SecretRef[]): Promise<{ env: Record<string, string>; files: Record<string, string> }> {
     const env: Record<string, string> = {}
     const files: Record<string, string> = {}
     for (const ref of refs) {
@@ -81,6 +80,13 @@ export class Secrets {
       if (file !== undefined) files[file] = value
       else if (ref.env !== undefined) env[ref.env] = value
     }
+    return { env, files }
+  }
+
+  /** The message with the secrets in its environment and as files. */
+  async addTo(message: LoadMessage, tenant: string, refs: readonly SecretRef[]): Promise<LoadMessage> {
+    if (refs.length === 0) return message
+    const { env, files } = await this.valuesOf(tenant, refs)
     const complete: LoadMessage = { ...message, env: { ...env, ...message.env } }
     if (Object.keys(files).length > 0) complete.secret_files = files
     if (encodeJsonFrame(frameTypes.load, 0, complete).length > maxFramePayloadBytes) {

@@ -10,6 +10,7 @@ import type { PoolKey } from './pool.ts'
 import type { Images, ReadyImage } from './ports.ts'
 import type { Secrets } from './secrets.ts'
 import type { Version } from './version.ts'
+import type { VersionSnapshots } from './version-snapshots.ts'
 
 export interface StarterOptions {
   runtimesDir: string
@@ -25,19 +26,29 @@ export interface StarterParts {
   artifacts: Artifacts
   secrets: Secrets
   pools: { take(key: PoolKey): BootedSandbox | undefined }
+  snapshots: Pick<VersionSnapshots, 'ready' | 'source' | 'started' | 'succeeded' | 'failed'>
   log: (version: Version) => InstanceLog
   /** A faster way of starting failed, and the next one is used. */
   onFallback: (version: Version, method: BootMethod, error: unknown) => void
 }
 
+/** What an instance stands on. */
+interface Ground {
+  driver: Driver
+  image: ReadyImage
+  places: LaunchPlaces
+}
+
+/** A start from memory that takes longer is given up, whatever holds it. */
+const warmMs = 5_000
 /** How long an image that was found is not looked for again. */
 const trustedMs = 30_000
 /** Code of more files is not bound into a pooled sandbox: making the links would take as long as a start. */
 const maxBoundEntries = 2000
 
 /**
- * Starts instances: brings driver, image and code of a version together. A pooled sandbox comes first; whatever is wrong
- * with that, the caller gets a cold start.
+ * Starts instances: brings driver, image and code of a version together. The memory of an earlier one comes first, then a pooled
+ * sandbox; whatever is wrong with these, the caller gets a cold start.
  */
 export class Starter {
   readonly #options: StarterOptions
@@ -63,9 +74,50 @@ export class Starter {
     if (!this.#parts.artifacts.isComplete(version)) throw new ThawError('start_failed', 'The code of this version is not on disk yet.')
     const { driver, image } = await this.prepare(version, signal)
     const places = this.#places(version, image)
+    const warm = await this.#startWarm(version, { driver, image, places }, signal)
+    if (warm !== null) return warm
     const load = await this.#parts.secrets.addTo(loadOf(version, places), version.tenant, version.config.secrets)
-    const pooled = await this.#startPooled(version, image, places, load, signal)
-    if (pooled !== null) return pooled
+    const instance =
+      (await this.#startPooled(version, image, places, load, signal)) ??
+      (await this.#startCold(version, { driver, image, places }, load, signal))
+    this.#parts.snapshots.started(version, instance.times.init_ms)
+    return instance
+  }
+
+  /** An instance that has loaded its code and knows no secrets: what is kept of it can be used for a long time. */
+  async startBare(version: Version, signal: AbortSignal): Promise<Instance> {
+    const { driver, image } = await this.prepare(version, signal)
+    const places = this.#places(version, image)
+    return this.#startCold(version, { driver, image, places }, loadOf(version, places), signal)
+  }
+
+  /** From the memory of an earlier one. Null: there is none, or it is of no use; the caller goes on without. */
+  async #startWarm(version: Version, { driver, image, places }: Ground, signal: AbortSignal): Promise<Instance | null> {
+    const { snapshots, secrets } = this.#parts
+    const snapshot = snapshots.ready(version)
+    if (snapshot === null) return null
+    const started = performance.now()
+    const limit = AbortSignal.timeout(warmMs)
+    const both = AbortSignal.any([signal, limit])
+    try {
+      const source = await unlessAborted(snapshots.source(version, snapshot, driver), both)
+      const own = await secrets.valuesOf(version.tenant, version.config.secrets)
+      const spec = { ...specOf(version, await driver.prepare(image.source), places), snapshot: source }
+      const booted = await BootedSandbox.start(driver, spec, { timeoutMs: warmMs, signal: both })
+      const bootMs = performance.now() - started
+      const instance = await Instance.wake(booted, version, own, this.#parts.log(version), { bootMs, signal: both })
+      snapshots.succeeded(version, snapshot)
+      return instance
+    } catch (caught) {
+      if (signal.aborted) throw caught
+      const error = limit.aborted ? new ThawError('snapshot_failed', `It took longer than ${warmMs} ms.`, { cause: caught }) : caught
+      await snapshots.failed(version, snapshot, error)
+      this.#parts.onFallback(version, 'warm', error)
+      return null
+    }
+  }
+
+  async #startCold(version: Version, { driver, image, places }: Ground, load: LoadMessage, signal: AbortSignal): Promise<Instance> {
     const started = performance.now()
     const spec = specOf(version, await driver.prepare(image.source), places)
     const timeoutMs = this.#options.startTimeoutMs
@@ -177,4 +229,14 @@ export class Starter {
     }
     return image
   }
+}
+
+/** For what takes no signal. What it does goes on behind. */
+function unlessAborted<Result>(work: Promise<Result>, signal: AbortSignal): Promise<Result> {
+  return new Promise((resolve, reject) => {
+    const abort = () => reject(signal.reason)
+    signal.addEventListener('abort', abort, { once: true })
+    if (signal.aborted) abort()
+    work.then(resolve, reject).finally(() => signal.removeEventListener('abort', abort))
+  })
 }

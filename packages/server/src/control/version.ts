@@ -36,7 +36,7 @@ export function toVersion(of: Pick<FunctionRow, 'tenant' | 'name'>, row: Version
 }
 
 /** A version as the API shows it: names of variables and secrets, no values. */
-export function versionItem(functionName: string, row: VersionRow): VersionItem {
+export function versionItem(functionName: string, row: VersionRow, snapshot: VersionItem['snapshot']): VersionItem {
   const { config } = row
   const { contract, handler, image, driver } = config as ResolvedConfig
   return {
@@ -60,7 +60,7 @@ export function versionItem(functionName: string, row: VersionRow): VersionItem 
     network: config.network,
     scaling: config.scaling,
     retry: config.retry,
-    snapshot: config.snapshot,
+    snapshot,
     created_at: new Date(row.created_at).toISOString(),
   }
 }

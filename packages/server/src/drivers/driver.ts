@@ -68,6 +68,9 @@ export interface Driver {
    */
   snapshot?(id: string, target: SnapshotTarget): Promise<SnapshotResult>
 
+  /** What `SnapshotResult.fingerprint` would say now: where it differs, memory is not restored. With `abilities.snapshot: memory`. */
+  fingerprint?(): Promise<Record<string, string>>
+
   /** Removes what a snapshot keeps outside its folder (an image in an engine). Idempotent. */
   dropSnapshot?(source: SnapshotSource): Promise<void>
 

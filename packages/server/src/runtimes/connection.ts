@@ -12,7 +12,9 @@ import {
   FrameError,
   failedSchema,
   frameTypes,
+  type HookMessage,
   helloSchema,
+  hookDoneSchema,
   type InvokeMeta,
   type LoadMessage,
   logSources,
@@ -42,6 +44,9 @@ export interface CallSink {
 /** A body: whole, or in pieces as they arrive. */
 export type CallBody = Buffer | AsyncIterable<Buffer>
 
+/** Frames about the instance, of which one at most is waited for. */
+type Awaited = 'hello' | 'ready' | 'hook_done'
+
 /** Bounds what an instance can make us keep. */
 const maxKnownMetas = 16
 const maxKnownMetaBytes = 128
@@ -70,7 +75,7 @@ export class RuntimeConnection {
   #onLog: (source: LogSource, text: string) => void = () => {}
   #nextStream = 1
   #reason: ThawError | undefined
-  #waiting: { expect: 'hello' | 'ready'; resolve: (frame: Frame) => void; reject: (error: Error) => void } | undefined
+  #waiting: { expect: Awaited; resolve: (frame: Frame) => void; reject: (error: Error) => void } | undefined
   #early: Frame | undefined
   #greeted = false
   #gathering = false
@@ -99,10 +104,7 @@ export class RuntimeConnection {
 
   /** Waits for the runtime's hello, loads the code, and resolves with how long that took inside. */
   async load(message: LoadMessage, signal: AbortSignal): Promise<{ init_ms: number }> {
-    const hello = helloSchema.safeParse(parseJson((await this.#expect('hello', signal)).payload))
-    if (!hello.success || hello.data.protocol !== protocolVersion) {
-      throw this.#violation(`The runtime speaks another protocol than ${protocolVersion}.`)
-    }
+    await this.#greeting(signal)
     const answer = this.#expect('ready', signal)
     this.#socket.write(encodeJsonFrame(frameTypes.load, 0, message))
     const frame = await answer
@@ -114,6 +116,40 @@ export class RuntimeConnection {
     const ready = readySchema.safeParse(payload)
     if (!ready.success) throw this.#violation('The runtime sent a malformed ready.')
     return ready.data
+  }
+
+  /**
+   * Lets the code make itself ready for a snapshot, and takes leave of the runtime, which goes on to wait for another worker.
+   * Resolves when nothing of the connection is left. Rejects with `snapshot_failed`, and what the code says.
+   */
+  async leaveForSnapshot(signal: AbortSignal): Promise<void> {
+    await this.#hook({ hook: 'before_snapshot' }, signal)
+    this.#reason = new ThawError('snapshot_failed', 'The connection ended for a snapshot.')
+    this.#socket.end()
+    await Promise.race([this.closed, aborted(signal)])
+  }
+
+  /** Takes over a runtime that was snapshotted after its load. Rejects with `snapshot_failed`, and what the code says. */
+  async wake(message: HookMessage, signal: AbortSignal): Promise<void> {
+    await this.#greeting(signal)
+    await this.#hook(message, signal)
+  }
+
+  async #greeting(signal: AbortSignal): Promise<void> {
+    const hello = helloSchema.safeParse(parseJson((await this.#expect('hello', signal)).payload))
+    if (!hello.success || hello.data.protocol !== protocolVersion) {
+      throw this.#violation(`The runtime speaks another protocol than ${protocolVersion}.`)
+    }
+  }
+
+  async #hook(message: HookMessage, signal: AbortSignal): Promise<void> {
+    const answer = this.#expect('hook_done', signal)
+    this.#socket.write(encodeJsonFrame(frameTypes.hook, 0, message))
+    const done = hookDoneSchema.safeParse(parseJson((await answer).payload))
+    if (!done.success || done.data.hook !== message.hook) throw this.#violation('The runtime sent a malformed hook_done.')
+    const { error } = done.data
+    if (error === undefined) return
+    throw new ThawError('snapshot_failed', `The ${message.hook} hook failed: ${error.type}: ${error.message}`, { details: error })
   }
 
   /** Starts a call. The sink hears of everything that follows; the returned number identifies the call. */
@@ -208,10 +244,10 @@ export class RuntimeConnection {
     })
   }
 
-  #expect(expect: 'hello' | 'ready', signal: AbortSignal): Promise<Frame> {
+  #expect(expect: Awaited, signal: AbortSignal): Promise<Frame> {
     const early = this.#early
     this.#early = undefined
-    this.#greeted = true
+    if (expect === 'hello') this.#greeted = true
     if (early !== undefined && expect === 'hello') return Promise.resolve(early)
     return new Promise((resolve, reject) => {
       const abort = () => reject(signal.reason)
@@ -278,15 +314,17 @@ export class RuntimeConnection {
       case frameTypes.loadFailed:
         if (this.#greet('ready', frame)) return
         break
-      case frameTypes.pong:
       case frameTypes.hookDone:
+        if (this.#greet('hook_done', frame)) return
+        break
+      case frameTypes.pong:
         return
     }
     throw new FrameError(`unexpected frame of type ${frame.type}`)
   }
 
   /** A frame of the start. A hello may come before anyone waits for it; each comes once. */
-  #greet(expected: 'hello' | 'ready', frame: Frame): boolean {
+  #greet(expected: Awaited, frame: Frame): boolean {
     if (this.#waiting?.expect === expected) {
       this.#waiting.resolve(frame)
       return true
@@ -343,4 +381,12 @@ export class RuntimeConnection {
     this.#socket.destroy()
     return this.#reason
   }
+}
+
+function aborted(signal: AbortSignal): Promise<never> {
+  return new Promise((_, reject) => {
+    const abort = () => reject(signal.reason)
+    if (signal.aborted) abort()
+    else signal.addEventListener('abort', abort, { once: true })
+  })
 }
