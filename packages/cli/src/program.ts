@@ -16,6 +16,7 @@ import * as run from './commands/run.ts'
 import * as sandbox from './commands/sandbox.ts'
 import * as secret from './commands/secret.ts'
 import * as ssh from './commands/ssh.ts'
+import * as sshKey from './commands/ssh-key.ts'
 import * as up from './commands/up.ts'
 import * as version from './commands/version.ts'
 import * as versions from './commands/versions.ts'
@@ -44,6 +45,7 @@ const commands = [
   pool,
   secret,
   key,
+  sshKey,
   completion,
   version,
 ]

@@ -2,6 +2,7 @@ export {
   type BootMethod,
   type CodeFailure,
   type CreatedKeyItem,
+  type CreatedSshKeyItem,
   contracts,
   type DriverItem,
   type DriverKind,
@@ -39,6 +40,9 @@ export {
   type SandboxUpdate,
   type SecretItem,
   type SnapshotItem,
+  type SshKeyCreate,
+  type SshKeyItem,
+  type SshKeyRotate,
   sandboxNameSchema,
   sandboxStates,
   ThawError,
@@ -80,6 +84,7 @@ export type { Sandbox } from './sandboxes/sandbox.ts'
 export type { Sandboxes, SandboxQuery } from './sandboxes/sandboxes.ts'
 export type { Forked, SnapshotQuery, Snapshots } from './sandboxes/snapshots.ts'
 export type { Secrets } from './secrets.ts'
+export type { SshKeys } from './ssh-keys.ts'
 export type { InvocationStream } from './stream.ts'
 export { Thaw, type ThawOptions } from './thaw.ts'
 export type { Timing } from './timing.ts'

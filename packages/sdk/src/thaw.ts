@@ -8,6 +8,7 @@ import { Pools } from './pools.ts'
 import { execute, Sandboxes } from './sandboxes/sandboxes.ts'
 import { Snapshots } from './sandboxes/snapshots.ts'
 import { Secrets } from './secrets.ts'
+import { SshKeys } from './ssh-keys.ts'
 
 export interface ThawOptions {
   /** Address of the server. Default: the variable THAW_URL, else http://127.0.0.1:8080. */
@@ -42,6 +43,7 @@ export class Thaw {
   readonly snapshots: Snapshots
   readonly secrets: Secrets
   readonly keys: Keys
+  readonly sshKeys: SshKeys
   readonly #http: Http
 
   constructor(options: ThawOptions = {}) {
@@ -60,6 +62,7 @@ export class Thaw {
     this.snapshots = new Snapshots(this.#http)
     this.secrets = new Secrets(this.#http)
     this.keys = new Keys(this.#http)
+    this.sshKeys = new SshKeys(this.#http)
   }
 
   /** Runs a command in a sandbox that the server finds or makes for it. */
