@@ -8,6 +8,8 @@ import (
 	"sort"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"thaw/agent/internal/connect"
 	"thaw/agent/internal/files"
 	"thaw/agent/internal/process"
@@ -52,6 +54,8 @@ func (s *Server) prepareSnapshot(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	s.watchers.Suspend()
+	// Acting for users (setfsuid) takes this flag away, and a process that was restored cannot be dumped again without it.
+	_ = unix.Prctl(unix.PR_SET_DUMPABLE, 1, 0, 0, 0)
 	own, _ := r.Context().Value(connKey{}).(net.Conn)
 	s.conns.closeAll(own)
 	connect.WriteJSON(w, http.StatusOK, snapshotResponse{hooks})
