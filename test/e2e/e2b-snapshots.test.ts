@@ -124,6 +124,22 @@ describe.skipIf(skip !== null)(`snapshots and forks, with the client e2b${skip =
     await Sandbox.deleteSnapshot(snapshotID, options)
   })
 
+  test('whoever follows a command loses nothing while its sandbox is kept and forked', async () => {
+    await using sandbox = await e2bSandbox(server)
+    const heard: string[] = []
+    const counting = await sandbox.commands.run('for i in $(seq 400); do echo $i; sleep 0.01; done; exit 5', {
+      background: true,
+      onStdout: (text) => void heard.push(text),
+    })
+    expect(await eventually(() => heard.length > 3)).toBe(true)
+    await sandbox.createSnapshot()
+    const [fork] = await sandbox.fork()
+    if (!(fork instanceof Sandbox)) throw fork
+    await using _ = killed(fork)
+    await expect(counting.wait()).rejects.toMatchObject({ exitCode: 5 })
+    expect(heard.join('')).toBe(Array.from({ length: 400 }, (_item, i) => `${i + 1}\n`).join(''))
+  })
+
   test('what has ended cannot be forked or kept', async () => {
     const sandbox = await e2bSandbox(server)
     await sandbox.kill()

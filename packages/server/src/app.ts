@@ -281,6 +281,7 @@ export async function startApp(config: Config, onProgress: (line: string) => voi
       maxArchiveBytes: limits.max_archive_bytes,
     })
     closers.push(() => e2bBuilds.close())
+    await e2bBuilds.open()
 
     const gateway = await startGateway(
       {

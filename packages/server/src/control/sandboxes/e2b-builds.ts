@@ -7,7 +7,7 @@ import { pipeline } from 'node:stream/promises'
 import { snapshotCreateSchema, ThawError, toThawError } from '@thaw/protocol'
 import type { Caller } from '../caller.ts'
 import type { E2bSandboxes } from './e2b.ts'
-import { e2bUser } from './e2b.ts'
+import { e2bUser } from './e2b-create.ts'
 import { type E2bBuildState, type E2bStep, runStep } from './e2b-steps.ts'
 import type { E2bTemplates } from './e2b-templates.ts'
 import type { Sandboxes } from './sandboxes.ts'
@@ -156,6 +156,11 @@ export class E2bBuilds {
     this.#running.add(running)
   }
 
+  /** Removes what builds of an earlier server left. */
+  open(): Promise<void> {
+    return this.#parts.e2b.dropBuilds()
+  }
+
   async close(): Promise<void> {
     for (const build of this.#builds.values()) build.abort.abort(new ThawError('shutting_down'))
     await Promise.all([...this.#running])
@@ -189,20 +194,24 @@ export class E2bBuilds {
     const { e2b, templates, sandboxes } = this.#parts
     const { signal } = build.abort
     log(`FROM ${recipe.from}`)
-    const { item, facet } = await e2b.create(caller, {
-      source: await templates.source(caller, recipe.from),
-      template: build.template,
-      timeoutMs: buildMs,
-      onTimeout: 'stop',
-      autoResume: false,
-      secure: true,
-      publicTraffic: false,
-      network: 'egress',
-      env: {},
-      metadata: {},
-      build: true,
-      resources: { cpus: build.request.cpus, memory_mib: build.request.memoryMib },
-    })
+    const { item, facet } = await e2b.create(
+      caller,
+      {
+        source: await templates.source(caller, recipe.from),
+        template: build.template,
+        timeoutMs: buildMs,
+        onTimeout: 'stop',
+        autoResume: false,
+        secure: true,
+        publicTraffic: false,
+        network: 'egress',
+        env: {},
+        metadata: {},
+        build: true,
+        resources: { cpus: build.request.cpus, memory_mib: build.request.memoryMib },
+      },
+      signal,
+    )
     try {
       using lease = await sandboxes.use(caller, item.id)
       const { spec } = lease.sandbox.row
@@ -237,19 +246,23 @@ export class E2bBuilds {
     try {
       for (const _ of build.names) made.push((await take()).id)
       log('Starting a sandbox from the template')
-      const trial = await e2b.create(caller, {
-        source: { snapshotId: made[0] as string },
-        template: build.template,
-        timeoutMs: buildMs,
-        onTimeout: 'stop',
-        autoResume: false,
-        secure: true,
-        publicTraffic: false,
-        network: 'egress',
-        env: {},
-        metadata: {},
-        build: true,
-      })
+      const trial = await e2b.create(
+        caller,
+        {
+          source: { snapshotId: made[0] as string },
+          template: build.template,
+          timeoutMs: buildMs,
+          onTimeout: 'stop',
+          autoResume: false,
+          secure: true,
+          publicTraffic: false,
+          network: 'egress',
+          env: {},
+          metadata: {},
+          build: true,
+        },
+        build.abort.signal,
+      )
       await sandboxes.delete(caller, trial.item.id)
       build.abort.signal.throwIfAborted()
     } catch (error) {

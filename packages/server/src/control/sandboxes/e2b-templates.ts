@@ -1,7 +1,7 @@
 import { ThawError } from '@thaw/protocol'
 import type { SnapshotRow, SnapshotStore } from '../../store/store.ts'
 import type { Caller } from '../caller.ts'
-import type { E2bCreate } from './e2b.ts'
+import type { E2bCreate } from './e2b-create.ts'
 
 /** What E2B calls its own templates, and what comes nearest. */
 const ownTemplates: Record<string, string | undefined> = {

@@ -1,9 +1,11 @@
 import { createHmac } from 'node:crypto'
-import { execRequestSchema, type SandboxCreateParsed, type SandboxItem, sandboxCreateSchema, ThawError, toThawError } from '@thaw/protocol'
+import { type SandboxItem, ThawError, toThawError } from '@thaw/protocol'
 import type { E2bFacet, SandboxRow } from '../../store/store.ts'
 import type { Caller } from '../caller.ts'
+import { createE2bSandbox, definedOnly, type E2bCreate, type E2bTemplateFacts } from './e2b-create.ts'
+import { E2bEntry, ownerOf } from './e2b-entry.ts'
 import { sandboxItem } from './items.ts'
-import type { Lease, LiveSandbox } from './live-sandbox.ts'
+import type { LiveSandbox } from './live-sandbox.ts'
 import type { Lives } from './lives.ts'
 import type { Sandboxes } from './sandboxes.ts'
 import type { Snapshots } from './snapshots.ts'
@@ -12,33 +14,6 @@ export interface E2bSandboxesParts {
   sandboxes: Sandboxes
   snapshots: Snapshots
   lives: Lives
-}
-
-/** What a client of E2B asks for, in words of thaw. */
-export interface E2bCreate {
-  /** An image, or a snapshot by its id. */
-  source: { image: string | undefined } | { snapshotId: string; env?: Record<string, string> }
-  template: string
-  timeoutMs: number
-  onTimeout: 'stop' | 'pause'
-  autoResume: boolean
-  secure: boolean
-  publicTraffic: boolean
-  network: 'none' | 'egress'
-  env: Record<string, string>
-  metadata: Record<string, string>
-  /** A template is being built in it: nobody else sees it. */
-  build?: boolean
-  resources?: { cpus: number | undefined; memory_mib: number | undefined }
-}
-
-/** What a template has beside its files. */
-export interface E2bTemplateFacts {
-  env: Record<string, string>
-  user: string
-  workdir: string
-  startCmd?: string | undefined
-  readyCmd?: string | undefined
 }
 
 /** A sandbox as clients of E2B see it. */
@@ -61,86 +36,18 @@ export interface E2bListFilter {
   after?: { startedAt: number; id: string } | undefined
 }
 
-/** The account that E2B's images have. Commands and files are its own, unless a call names another. */
-export const e2bUser = 'user'
-
-const readyMs = 120_000
-/** `ss`, which ready commands of E2B's clients ask for ports, is missing in most images: this one knows as much as they need. */
-const readyScript = `command -v ss > /dev/null 2>&1 || ss() {
-  for last; do :; done
-  grep -ihE "^ *[0-9]+: [0-9A-F]+:$(printf %04X "\${last#:}") [0-9A-F]+:0000 0A " /proc/net/tcp /proc/net/tcp6 2> /dev/null
-}
-until eval "$0"; do sleep 0.1; done > /dev/null 2>&1`
-
 /** Sandboxes with the manners of E2B: their life ends with a timeout, pausing stops that clock, and traffic may wake them. */
 export class E2bSandboxes {
   readonly #parts: E2bSandboxesParts
+  /** Templates are being built in them. */
+  readonly #hidden = new WeakSet<LiveSandbox>()
 
   constructor(parts: E2bSandboxesParts) {
     this.#parts = parts
   }
 
-  async create(caller: Caller, request: E2bCreate): Promise<E2bView> {
-    const { sandboxes, snapshots } = this.#parts
-    const facet: E2bFacet = {
-      template: request.template,
-      secure: request.secure,
-      public_traffic: request.publicTraffic,
-      auto_resume: request.autoResume,
-      user: e2bUser,
-      ...(request.build === true ? { build: true } : {}),
-    }
-    const resources = definedOnly(request.resources ?? {})
-    const common = { timeout_ms: request.timeoutMs, on_timeout: request.onTimeout, metadata: request.metadata } as const
-    const { source } = request
-    if ('image' in source) {
-      const parsed: SandboxCreateParsed = sandboxCreateSchema.parse({
-        ...common,
-        image: source.image,
-        env: request.env,
-        network: request.network,
-        ports: 'all',
-        resources,
-      })
-      return this.#view((await sandboxes.create(caller, { ...parsed, e2b: facet })).item)
-    }
-    const snapshot = await snapshots.row(caller, source.snapshotId)
-    const template = snapshot.spec.e2b
-    if (snapshot.kind === 'memory' && snapshot.spec.network !== request.network) {
-      throw new ThawError('invalid_request', `The snapshot ${snapshot.id} keeps memory, and its network cannot be another one.`, {
-        fix: `Leave network and allow_internet_access as they were when it was taken: ${snapshot.spec.network}.`,
-      })
-    }
-    const { user = e2bUser, workdir, ready_cmd } = template ?? {}
-    const { item } = await snapshots.restore(caller, snapshot.id, {
-      ...common,
-      ports: 'all',
-      env: { ...source.env, ...request.env },
-      network: request.network,
-      e2b: { ...facet, user, ...definedOnly({ workdir, ready_cmd }) },
-      ...(Object.keys(resources).length === 0 ? {} : { resources: { ...snapshot.spec.resources, ...resources } }),
-    })
-    if (ready_cmd !== undefined && snapshot.kind === 'filesystem') await this.#untilReady(caller, item.id, ready_cmd)
-    return this.#view(item)
-  }
-
-  /** What was started with it takes its time. The sandbox is gone when that takes too long. */
-  async #untilReady(caller: Caller, id: string, command: string): Promise<void> {
-    try {
-      const request = { command: ['/bin/sh', '-c', readyScript, command], timeout_ms: readyMs }
-      const result = await this.#parts.sandboxes.exec(caller, id, execRequestSchema.parse(request), new AbortController().signal)
-      if (result.exit_code === 0) return
-      throw new ThawError(
-        'start_failed',
-        `What the template starts was not ready within ${readyMs / 1000} seconds: ${command.slice(0, 200)}`,
-        {
-          fix: 'Look at its start command and its ready command; the latter needs its programs in the image.',
-        },
-      )
-    } catch (error) {
-      await this.#parts.sandboxes.delete(caller, id).catch(() => undefined)
-      throw error
-    }
+  async create(caller: Caller, request: E2bCreate, signal?: AbortSignal): Promise<E2bView> {
+    return this.#view(await createE2bSandbox(this.#parts, caller, request, signal))
   }
 
   /** What a sandbox in which a template was built becomes, for those that start from its files. */
@@ -148,10 +55,17 @@ export class E2bSandboxes {
     const sandbox = await this.#live(caller, id)
     await this.#parts.lives.locked(sandbox, async () => {
       const { command: _, ...spec } = sandbox.row.spec
-      const { ready_cmd: __, ...facet } = spec.e2b as E2bFacet
+      const { ready_cmd: __, build: ___, ...facet } = spec.e2b as E2bFacet
       const e2b: E2bFacet = { ...facet, user, workdir, is_template: true, ...definedOnly({ ready_cmd: readyCmd }) }
+      this.#hidden.add(sandbox)
       await sandbox.change({ spec: { ...spec, env, e2b, ...definedOnly({ command: startCmd }) } })
     })
+  }
+
+  /** Sandboxes in which an earlier server built templates: nobody goes on with them. */
+  async dropBuilds(): Promise<void> {
+    const left = [...this.#parts.lives.all()].filter(({ row }) => row.spec.e2b?.build === true)
+    await Promise.all(left.map(({ row }) => this.#parts.sandboxes.delete(ownerOf(row), row.id).catch(() => undefined)))
   }
 
   /** Throws `sandbox_not_found`, also for one that has ended: E2B knows no others. */
@@ -163,6 +77,7 @@ export class E2bSandboxes {
   list(caller: Caller, filter: E2bListFilter): E2bView[] {
     const wanted = Object.entries(filter.metadata)
     const rows = [...this.#parts.lives.all()]
+      .filter((sandbox) => !this.#hidden.has(sandbox))
       .map((sandbox) => sandbox.row)
       .filter((row) => {
         const state = e2bState(row)
@@ -330,36 +245,6 @@ export class E2bSandboxes {
   }
 }
 
-/** Traffic that is inside of a sandbox. While it is held, the sandbox does not fall asleep by itself. */
-export class E2bEntry implements Disposable {
-  readonly #lease: Lease
-  readonly #onSleep: () => void
-
-  constructor(lease: Lease, onSleep: () => void) {
-    this.#lease = lease
-    this.#onSleep = onSleep
-    lease.sandbox.onSleep.add(onSleep)
-  }
-
-  get connections() {
-    return this.#lease.agent.connections
-  }
-
-  /** What the server itself shows to the agent. */
-  get agentHeaders(): Record<string, string> {
-    return this.#lease.agent.headers
-  }
-
-  get caller(): Caller {
-    return ownerOf(this.#lease.sandbox.row)
-  }
-
-  [Symbol.dispose](): void {
-    this.#lease.sandbox.onSleep.delete(this.#onSleep)
-    this.#lease.release()
-  }
-}
-
 export function e2bState({ state }: Pick<SandboxRow, 'state'>): 'running' | 'paused' | null {
   if (state === 'running') return 'running'
   return state === 'paused' || state === 'hibernated' ? 'paused' : null
@@ -374,17 +259,7 @@ function startedAt(row: SandboxRow): number {
   return row.started_at ?? row.created_at
 }
 
-function ownerOf({ tenant }: SandboxRow): Caller {
-  return { tenant, role: 'member', keyId: null }
-}
-
 /** Follows from the token of the agent, so that each clone has one of its own, and tells nothing about it. */
 function trafficToken(row: SandboxRow): string {
   return createHmac('sha256', row.access_token).update('traffic').digest('hex')
-}
-
-function definedOnly<Fields extends object>(fields: Fields): { [Name in keyof Fields]?: Exclude<Fields[Name], undefined> } {
-  return Object.fromEntries(Object.entries(fields).filter(([, value]) => value !== undefined)) as {
-    [Name in keyof Fields]?: Exclude<Fields[Name], undefined>
-  }
 }

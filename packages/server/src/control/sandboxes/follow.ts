@@ -6,6 +6,8 @@ export interface FollowOptions {
   user?: string | undefined
   /** Gives the process up; it runs on. */
   signal?: AbortSignal | undefined
+  /** For the agent, beside its own. */
+  headers?: Record<string, string>
 }
 
 /** A process that runs. `offset`: bytes of its output that the caller has already; default: what comes from now on. */

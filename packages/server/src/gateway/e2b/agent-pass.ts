@@ -1,6 +1,6 @@
 import { type IncomingMessage, type ServerResponse, request as sendRequest } from 'node:http'
 import { pipeline } from 'node:stream'
-import type { E2bEntry } from '../../control/sandboxes/e2b.ts'
+import type { E2bEntry } from '../../control/sandboxes/e2b-entry.ts'
 import { carriesKey } from '../auth.ts'
 import { endToEnd } from '../headers.ts'
 
@@ -18,11 +18,12 @@ export function isE2bHeader(name: string): boolean {
 
 /**
  * Passes a request on to the agent of a sandbox as it comes, and its answer back, with back-pressure both ways. Resolves when
- * nothing of it is left; rejects where the agent cannot be reached and nothing was answered. `left` ends it at once.
+ * nothing of it is left; rejects where the agent cannot be reached and nothing was answered. `left` ends it at once. `body`: what
+ * was read of the request, all of it.
  */
 export function passToAgent(
   entry: E2bEntry,
-  how: { path: string; addToken: boolean; left: AbortSignal },
+  how: { path: string; addToken: boolean; left: AbortSignal; body?: Buffer },
   request: IncomingMessage,
   response: ServerResponse,
 ): Promise<void> {
@@ -60,7 +61,8 @@ export function passToAgent(
       request.unpipe(upstream)
       if (!answered) reject(error)
     })
-    if (hasBody) request.pipe(upstream)
+    if (how.body !== undefined) upstream.end(how.body)
+    else if (hasBody) request.pipe(upstream)
     else upstream.end()
   })
 }

@@ -1,5 +1,5 @@
 import { ThawError } from '@thaw/protocol'
-import type { E2bCreate } from '../../control/sandboxes/e2b.ts'
+import type { E2bCreate } from '../../control/sandboxes/e2b-create.ts'
 import { unsupported } from './errors.ts'
 import type { E2bNetwork, NewSandbox } from './schemas.ts'
 

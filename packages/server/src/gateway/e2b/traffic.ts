@@ -2,13 +2,15 @@ import { timingSafeEqual } from 'node:crypto'
 import type { IncomingMessage, ServerResponse } from 'node:http'
 import type { Duplex } from 'node:stream'
 import { ThawError, toThawError } from '@thaw/protocol'
-import { type E2bEntry, type E2bSandboxes, type E2bView, e2bState } from '../../control/sandboxes/e2b.ts'
+import { type E2bSandboxes, type E2bView, e2bState } from '../../control/sandboxes/e2b.ts'
 import type { E2bBuilds } from '../../control/sandboxes/e2b-builds.ts'
+import type { E2bEntry } from '../../control/sandboxes/e2b-entry.ts'
 import type { Admission } from '../auth.ts'
 import type { SandboxHosts } from '../sandbox-hosts.ts'
 import type { PortProxy } from '../sandbox-ports.ts'
 import { isAgentPath, isE2bHeader, passToAgent } from './agent-pass.ts'
 import { gatewayMessages, respondE2bError, respondGatewayError, respondJson } from './errors.ts'
+import { isProcessStream, readMessage, readProcess, streamProcess } from './process-stream.ts'
 
 /** The port that clients of E2B know the agent by. */
 export const agentPort = 49_983
@@ -137,8 +139,13 @@ export class E2bTraffic {
     }
     const how = { path: request.url ?? '/', addToken: view.agentToken === null, left: left.signal }
     try {
-      await passToAgent(entry, how, request, response)
-    } catch {
+      if (!isProcessStream(path, request) || !mayUseAgent(view, request)) return await passToAgent(entry, how, request, response)
+      const body = await readMessage(request)
+      const what = readProcess(path, body)
+      if (what === null) await passToAgent(entry, { ...how, body }, request, response)
+      else await streamProcess(entry, what, left, request, response)
+    } catch (error) {
+      if (error instanceof ThawError && error.code === 'payload_too_large') throw error
       const alive = this.#parts.e2b.find(target.id)
       const isUp = alive !== null && e2bState(alive.item) === 'running'
       if (isUp) respondGatewayError(request, response, target.id, gatewayMessages.portClosed, target.port)
@@ -158,12 +165,19 @@ export class E2bTraffic {
   }
 }
 
+/** What may not use the agent is refused by it, in its own words. */
+function mayUseAgent({ agentToken }: E2bView, { headers }: IncomingMessage): boolean {
+  return agentToken === null || isSecret(headers['x-access-token'], agentToken)
+}
+
+function isSecret(shown: unknown, secret: string): boolean {
+  const [one, other] = [Buffer.from(typeof shown === 'string' ? shown : ''), Buffer.from(secret)]
+  return one.length === other.length && timingSafeEqual(one, other)
+}
+
 /** Whether a request brings all that the ports of a sandbox ask for. */
 function mayUsePorts({ trafficToken }: E2bView, { headers }: IncomingMessage): boolean {
-  if (trafficToken === null) return true
-  const shown = headers['e2b-traffic-access-token']
-  if (typeof shown !== 'string' || shown.length !== trafficToken.length) return false
-  return timingSafeEqual(Buffer.from(shown), Buffer.from(trafficToken))
+  return trafficToken === null || isSecret(headers['e2b-traffic-access-token'], trafficToken)
 }
 
 function portTarget({ id, port }: Target, request: IncomingMessage) {
