@@ -44,6 +44,7 @@ const programs = [
 const testPrograms = [
   { program: 'docker-registry', package: 'docker-registry', without: 'tests with a real registry cannot run' },
   { program: 'dockerd', package: 'docker.io', without: 'tests of the driver docker cannot run' },
+  { program: 'ssh', package: 'openssh-client', without: 'tests of SSH cannot run' },
 ]
 
 class Stop extends Error {}

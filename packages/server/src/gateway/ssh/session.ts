@@ -32,7 +32,7 @@ const sftpServer = ['thaw-agent', 'sftp']
 
 /** One session channel: a shell, a command or the SFTP subsystem. */
 export class SshSession {
-  /** Resolves when it is over, and what there was to say has been said. */
+  /** Resolves when it is over and the client has taken all that there was to say. */
   readonly done: Promise<void>
   readonly #host: SessionHost
   readonly #finish = Promise.withResolvers<void>()
@@ -102,6 +102,7 @@ export class SshSession {
     const output = new ChannelOutput(channel)
     channel.once('close', () => {
       isClosed = true
+      this.#finish.resolve()
       void this.#process?.hangUp(new ThawError('cancelled'))
     })
     try {
@@ -132,7 +133,8 @@ export class SshSession {
     } finally {
       this.#process = null
       channel.end()
-      this.#finish.resolve()
+      // What still arrives is thrown away, or the channel would never be seen to close.
+      channel.resume()
     }
   }
 
