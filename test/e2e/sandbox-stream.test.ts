@@ -361,6 +361,28 @@ for (const driver of ['process', 'oci'] as const) {
       await api.send('DELETE', `/v1/sandboxes/${own.id}`)
     })
 
+    test('a process that is held waits and loses nothing, others go on, and the end of the sandbox is told all the same', async () => {
+      const own = await api.sandbox({ driver, network: 'none' })
+      using client = await open('', own.id)
+      client.send({ type: 'exec', id: 'a', command: 'seq 3000000' })
+      client.send({ type: 'hold', id: 'a', held: true })
+      client.send({ type: 'exec', id: 'b', command: 'echo meanwhile' })
+      await client.event('exit', { id: 'b' })
+      const ended = () => client.heard.some((event) => event.type === 'exit' && event.id === 'a')
+      expect(await eventually(ended, 2000)).toBe(false)
+      client.send({ type: 'hold', id: 'a', held: false })
+      await client.event('exit', { id: 'a', exit_code: 0 })
+      expect(client.text('a').length).toBe(
+        Array.from({ length: 3_000_000 }, (_, i) => String(i + 1).length + 1).reduce((sum, length) => sum + length),
+      )
+      client.send({ type: 'exec', id: 'c', command: 'yes' })
+      client.send({ type: 'hold', id: 'c', held: true })
+      await client.until((heard) => heard.find((event) => event.type === 'stdout' && event.id === 'c'))
+      client.send({ type: 'stop' })
+      expect(await client.event('error', { id: 'c' })).toMatchObject({ ended: true, error: { code: 'sandbox_not_running' } })
+      expect((await client.closed).code).toBe(1001)
+    })
+
     test('stop ends the sandbox: what runs is told, then the connection ends', async () => {
       const own = await api.sandbox({ driver, network: 'none' })
       using client = await open('', own.id)

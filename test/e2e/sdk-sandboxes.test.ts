@@ -16,7 +16,8 @@ for (const driver of ['process', 'oci'] as const) {
     let thaw: Thaw
 
     beforeAll(async () => {
-      server = await startServer({ driver })
+      // Short, so that a listener that is slow would be given up on if it did not read the connection.
+      server = await startServer({ driver, limits: { websocket_stall_ms: 500 } })
       thaw = server.thaw
     }, 120_000)
     afterAll(() => server?.[Symbol.asyncDispose](), 60_000)
@@ -297,11 +298,15 @@ for (const driver of ['process', 'oci'] as const) {
 
     test('the end of a sandbox ends what goes on in it with an error that says so', async () => {
       await using sandbox = await thaw.sandboxes.create()
+      const gate = Promise.withResolvers<void>()
+      const flood = await sandbox.start('yes', { onStdout: () => gate.promise })
       const child = await sandbox.start('sleep 600')
       const watch = await sandbox.files.watch('.', {}, () => undefined)
       await sandbox.stop()
       await expect(child.wait()).rejects.toBeInstanceOf(ThawError)
       await expect(watch.closed).rejects.toBeInstanceOf(ThawError)
+      gate.resolve()
+      await expect(flood.wait()).rejects.toMatchObject({ code: 'sandbox_not_running' })
     })
 
     test('execute runs a command in a sandbox that ends with it', async () => {

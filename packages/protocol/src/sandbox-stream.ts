@@ -69,6 +69,9 @@ export const streamCommandSchema = z.discriminatedUnion('type', [
     eof: z.boolean().default(false).describe('closes it, behind data'),
   }),
   z.strictObject({ type: z.literal('resize'), id: idSchema, cols: cellsSchema, rows: cellsSchema }),
+  z
+    .strictObject({ type: z.literal('hold'), id: idSchema, held: z.boolean() })
+    .describe('while it is held, no output comes, and a process that writes on waits'),
   z.strictObject({ type: z.literal('signal'), id: idSchema, signal: z.enum(streamSignals) }),
   z.strictObject({
     type: z.literal('watch'),

@@ -8,10 +8,8 @@ export type Receiver = (message: StreamEvent) => void | Promise<void>
 
 /** The server sends a heartbeat every 15 s; three that do not come mean that nobody is there. */
 const silentMs = 50_000
-/** Messages that wait for the receiver, in characters, before no more are read. */
+/** Messages that wait for the receiver, in characters, before the other side is asked to hold back. */
 const maxWaiting = 1024 * 1024
-/** Servers give up on readers that take nothing for 30 s. Whoever waits for a person takes a little before that. */
-const sipMs = 10_000
 
 /** A WebSocket to the stream of one sandbox. It keeps the sandbox awake while it is open. */
 export class StreamConnection {
@@ -19,28 +17,36 @@ export class StreamConnection {
   readonly closed: Promise<ThawError | null>
   readonly #url: string
   readonly #receive: Receiver
+  readonly #hold: ((held: boolean) => void) | undefined
   readonly #waiting: string[] = []
   #waitingLength = 0
   #receiving = false
-  #paused = false
-  #sip: ReturnType<typeof setTimeout> | undefined
+  #held = false
   #silence: ReturnType<typeof setTimeout> | undefined
   #socket: Socket | undefined
   #closing = false
   #ended: ThawError | null | undefined
   #resolveClosed: (error: ThawError | null) => void = () => undefined
 
-  private constructor(url: string, receive: Receiver) {
+  private constructor(url: string, receive: Receiver, hold: ((held: boolean) => void) | undefined) {
     this.#url = url
     this.#receive = receive
+    this.#hold = hold
     this.closed = new Promise((resolve) => {
       this.#resolveClosed = resolve
     })
   }
 
-  static async open(http: Http, sandboxId: string, receive: Receiver, signal: AbortSignal | undefined): Promise<StreamConnection> {
+  /** `hold` is to ask the server for a pause while the receiver is behind: the connection itself is always read, or it would count as dead. */
+  static async open(
+    http: Http,
+    sandboxId: string,
+    receive: Receiver,
+    signal: AbortSignal | undefined,
+    hold?: (held: boolean) => void,
+  ): Promise<StreamConnection> {
     const target = http.socketTarget(`/v1/sandboxes/${encodeURIComponent(sandboxId)}/stream?encoding=base64`)
-    const connection = new StreamConnection(http.url, receive)
+    const connection = new StreamConnection(http.url, receive, hold)
     connection.#socket = await openSocket(
       target,
       {
@@ -61,7 +67,6 @@ export class StreamConnection {
 
   close(): void {
     this.#closing = true
-    this.#socket?.resume()
     this.#socket?.close()
     // A peer that does not answer the closing is not waited for.
     const timer = setTimeout(() => this.#socket?.destroy(), 2000)
@@ -73,7 +78,7 @@ export class StreamConnection {
     this.#waiting.push(text)
     this.#waitingLength += text.length
     if (!this.#receiving) void this.#drain()
-    if (this.#waitingLength > maxWaiting) this.#pause()
+    if (this.#waitingLength > maxWaiting) this.#setHeld(true)
   }
 
   async #drain(): Promise<void> {
@@ -83,7 +88,7 @@ export class StreamConnection {
         this.#waitingLength -= text.length
         const result = this.#receive(parse(text))
         if (result !== undefined) await result
-        if (this.#paused && this.#waitingLength <= maxWaiting / 2) this.#resume()
+        if (this.#waitingLength <= maxWaiting / 2) this.#setHeld(false)
       }
     } catch (error) {
       this.#waiting.length = 0
@@ -95,25 +100,15 @@ export class StreamConnection {
     if (this.#ended !== undefined && this.#socket === undefined) this.#resolveClosed(this.#ended)
   }
 
-  #pause(): void {
-    if (this.#paused) return
-    this.#paused = true
-    clearTimeout(this.#silence)
-    this.#socket?.pause()
-    this.#sip = setTimeout(() => this.#resume(), sipMs)
-  }
-
-  /** Reads on; where still too much waits, the next message pauses it again. */
-  #resume(): void {
-    clearTimeout(this.#sip)
-    this.#paused = false
-    this.#socket?.resume()
-    this.#listen()
+  #setHeld(held: boolean): void {
+    if (this.#held === held || this.#closing) return
+    this.#held = held
+    this.#hold?.(held)
   }
 
   #listen(): void {
     clearTimeout(this.#silence)
-    if (this.#paused || this.#socket === undefined) return
+    if (this.#socket === undefined) return
     this.#silence = setTimeout(() => {
       this.#ended ??= lost(this.#url, 'it was silent for too long')
       this.#socket?.destroy()
@@ -122,7 +117,6 @@ export class StreamConnection {
 
   #onClose(code: number, reason: string): void {
     clearTimeout(this.#silence)
-    clearTimeout(this.#sip)
     this.#socket = undefined
     this.#ended ??= this.#closing ? null : lost(this.#url, reason === '' ? `code ${code}` : `${reason}, code ${code}`)
     if (!this.#receiving) this.#resolveClosed(this.#ended)

@@ -174,7 +174,8 @@ export class ProcessWire {
   /** Sends `first`, which starts a process or attaches to one, and resolves when that is done. */
   async open(http: Http, sandboxId: string, first: object, signal: AbortSignal | undefined): Promise<Started> {
     const receive: Receiver = (message) => this.#receive(message)
-    const connection = await StreamConnection.open(http, sandboxId, receive, signal)
+    const hold = (held: boolean) => void this.send({ type: 'hold', held })
+    const connection = await StreamConnection.open(http, sandboxId, receive, signal, hold)
     this.#connection = connection
     void connection.closed.then((error) => {
       this.#fail(error ?? new ThawError('cancelled', 'The connection to the process was closed before its end.'))

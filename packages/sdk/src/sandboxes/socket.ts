@@ -20,9 +20,6 @@ export interface SocketEvents {
 export interface Socket {
   /** Resolves when the bytes have left this process, so that who sends much waits for a slow peer. */
   send(text: string): Promise<void>
-  /** Reads no more from the peer until `resume`. */
-  pause(): void
-  resume(): void
   close(): void
   /** Ends it at once. */
   destroy(): void
@@ -32,8 +29,8 @@ export interface Socket {
 export const handshakeMs = 300_000
 
 /**
- * Opens a WebSocket. A server that refuses is thrown as its error. Uses `ws` on Node.js, whose global WebSocket neither waits
- * for slow readers nor says why it was refused; and the global one elsewhere, which sends no headers, so no API key either.
+ * Opens a WebSocket. A server that refuses is thrown as its error. Uses `ws` on Node.js, whose global WebSocket neither says
+ * why it was refused nor when bytes have left; and the global one elsewhere, which sends no headers, so no API key either.
  */
 export async function openSocket(target: SocketTarget, events: SocketEvents, signal: AbortSignal | undefined): Promise<Socket> {
   signal?.throwIfAborted()
@@ -76,8 +73,6 @@ async function openOnNode({ url, headers }: SocketTarget, events: SocketEvents, 
       open = true
       resolve({
         send: (text) => new Promise((sent) => socket.send(text, () => sent())),
-        pause: () => socket.pause(),
-        resume: () => socket.resume(),
         close: () => socket.close(1000),
         destroy: () => socket.terminate(),
       })
@@ -101,8 +96,6 @@ function openElsewhere({ url }: SocketTarget, events: SocketEvents): Promise<Soc
       open = true
       resolve({
         send: async (text) => socket.send(text),
-        pause: () => undefined,
-        resume: () => undefined,
         close: () => socket.close(1000),
         destroy: () => socket.close(),
       })

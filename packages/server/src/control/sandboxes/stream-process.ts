@@ -32,6 +32,7 @@ export class StreamProcess {
   #releaseInput: (() => void) | null = null
   #size: { cols: number; rows: number } | null = null
   #resizing = false
+  #held: PromiseWithResolvers<void> | null = null
 
   constructor(request: Exec | Attach, line: StreamLine) {
     this.id = request.id
@@ -51,6 +52,7 @@ export class StreamProcess {
         if (event?.data !== undefined) {
           this.#onData(event.data)
           await this.#line.room()
+          await this.#held?.promise
         }
         if (event?.end !== undefined) this.#onEnd(event.end)
       }
@@ -174,6 +176,16 @@ export class StreamProcess {
     this.#releaseInput = held ? this.#line.holdInput() : null
   }
 
+  /** While it is held, nothing more is read of what the process writes, and in the end the process waits. */
+  hold(held: boolean): void {
+    if (held) {
+      if (!this.#isClosed) this.#held ??= Promise.withResolvers()
+      return
+    }
+    this.#held?.resolve()
+    this.#held = null
+  }
+
   resize(cols: number, rows: number): void {
     this.#size = { cols, rows }
     void this.#resize()
@@ -209,6 +221,7 @@ export class StreamProcess {
   /** The client is gone. Processes go on, but for those that were to end with it. */
   async close(): Promise<void> {
     this.#isClosed = true
+    this.hold(false)
     if (!this.#request.kill_on_close) return this.#over.abort()
     if (this.#pid === undefined) return
     const kill = { process: { pid: this.#pid }, signal: 'SIGNAL_SIGKILL', group: true }

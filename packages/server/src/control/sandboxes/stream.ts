@@ -74,6 +74,9 @@ export class SandboxStream {
       case 'resize':
         this.#process(command.id).resize(command.cols, command.rows)
         return
+      case 'hold':
+        this.#process(command.id).hold(command.held)
+        return
       case 'signal':
         void this.#process(command.id).signal(command.signal)
         return
@@ -150,6 +153,7 @@ export class SandboxStream {
 
   async #end(state: 'stopped' | 'failed'): Promise<void> {
     // Each process and watch says first what became of it.
+    for (const process of this.#processes.values()) process.hold(false)
     await Promise.all(this.#running)
     this.#parts.onEnd(state)
   }
