@@ -39,7 +39,7 @@ describe.skipIf(skip !== null)(`templates, built with the client e2b${skip === n
       .makeDir('/home/user/made')
       .setWorkdir('/srv/work')
       .runCmd('pwd > where')
-      .setStartCmd('exec python3 -m http.server 8123 --directory /srv/app', waitForPort(8123))
+      .setStartCmd('sleep 1; exec python3 -m http.server 8123 --directory /srv/app', waitForPort(8123))
     const info = await Template.build(template, 'mine', {
       ...options,
       cpuCount: 2,
@@ -52,6 +52,9 @@ describe.skipIf(skip !== null)(`templates, built with the client e2b${skip === n
     expect(await Template.exists('not-mine', options)).toBe(false)
 
     await using sandbox = await e2bSandbox(server, { template: 'mine' })
+    // It was waited for: it answers at once.
+    const web = await fetch(`${server.url}/main.py`, { headers: { 'e2b-sandbox-id': sandbox.sandboxId, 'e2b-sandbox-port': '8123' } })
+    expect(await web.text()).toBe('print("main")\n')
     expect(await sandbox.getInfo()).toMatchObject({ templateId: 'mine', cpuCount: 2, memoryMB: 256 })
     const run = async (command: string) => (await sandbox.commands.run(command)).stdout
     expect(await run('whoami; pwd; echo $GREETING; echo $TWICE; cat /etc/made where')).toBe(
@@ -60,9 +63,6 @@ describe.skipIf(skip !== null)(`templates, built with the client e2b${skip === n
     expect(await run('cat /srv/app/link /srv/app/deep/é.txt /home/user/renamed.txt')).toBe('print("main")\ndeep\none\n')
     expect(await run('stat -c "%U %a" /srv/app/main.py /srv/work /home/user/made')).toMatch(/^user \d+\nuser 755\nuser 755\n$/)
     expect((await sandbox.commands.run('stat -c "%U %a" /srv/texts/*.txt', { user: 'root' })).stdout).toBe('root 600\nroot 600\n')
-    // It was waited for: it answers at once.
-    const web = await fetch(`${server.url}/main.py`, { headers: { 'e2b-sandbox-id': sandbox.sandboxId, 'e2b-sandbox-port': '8123' } })
-    expect(await web.text()).toBe('print("main")\n')
     // What was built in is seen by nobody, and is gone.
     expect((await Sandbox.list(options).nextItems()).map((item) => item.sandboxId)).toEqual([sandbox.sandboxId])
 
