@@ -245,6 +245,15 @@ describe.skipIf(skip !== null)(`snapshots over oci${skip === null ? '' : ` (skip
     }
   })
 
+  test('a sandbox that starts programs all the time', async () => {
+    const parent = await start({}, 'spawn')
+    for (let round = 1; round <= 8; round++) {
+      const { source } = await snapshot(parent, { signal: AbortSignal.timeout(4_000) })
+      expect(await ask(parent, 'count')).toEqual({ count: round })
+      if (round % 4 === 0) expect(await ask(await clone(source), 'count')).toEqual({ count: round })
+    }
+  })
+
   test('a sandbox without an agent: its output arrives again, and its end is seen', async () => {
     const change = { ready: 'runtime', root: 'readonly', user: 'function' } as const
     const parent = await start(change)

@@ -97,8 +97,8 @@ export async function checkpoint(input: CheckpointInput): Promise<{ frozenMs: nu
   }
   try {
     await steps.reached('ready')
-    frozenSince = performance.now()
     await input.freeze()
+    frozenSince = performance.now()
     child.stdin.write('go\n')
     await steps.reached('read')
     await thaw()
@@ -146,7 +146,7 @@ function script(
     ...criu.command,
     'dump',
     ...['--tree', String(pid), '--images-dir', images, '--work-dir', memory, '--log-file', 'dump.log', '--leave-running'],
-    ...[...commonOptions, '--skip-in-flight', '--force-irmap', '--timeout', '60', '--freeze-cgroup', freezer.folder],
+    ...[...commonOptions, '--skip-in-flight', '--force-irmap', '--timeout', '5', '--freeze-cgroup', freezer.folder],
     ...mounts.flatMap(({ target }) => ['--external', `mnt[${target}]:${target}`]),
     ...(linkRemap ? ['--link-remap', '--action-script', join(memory, 'post-dump')] : []),
   ]

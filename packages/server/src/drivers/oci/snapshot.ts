@@ -8,6 +8,7 @@ import type { Cgroups } from './cgroup.ts'
 import { type CheckpointInput, checkpoint, snapshotFolders } from './checkpoint.ts'
 import { type Criu, criuInstalled, fingerprint, openCriu } from './criu.ts'
 import type { PipeNames } from './pipes.ts'
+import { freezeOutsideVfork } from './vfork.ts'
 
 /** The engine of memory snapshots, looked for when it is first needed: the start of a server does not wait for it. */
 export class MemorySnapshots {
@@ -82,7 +83,7 @@ export async function takeSnapshot(target: SnapshotTarget, subject: SnapshotSubj
   const limit = AbortSignal.timeout(Math.round(baseLimitMs + memoryBytes / bytesPerMs))
   const signal = target.signal === undefined ? limit : AbortSignal.any([target.signal, limit])
   const pausing = {
-    freeze: () => cgroups.freeze(cgroup, true),
+    freeze: () => (criu === null ? cgroups.freeze(cgroup, true) : freezeOutsideVfork(cgroups, cgroup)),
     // With `stop` it ends as it was at this moment; if it cannot be kept, it goes on.
     thaw: async () => {
       if (!wasFrozen && !target.stop) await cgroups.freeze(cgroup, false)
