@@ -153,6 +153,18 @@ describe.skipIf(skip !== null)(`traffic of clients of E2B${skip === null ? '' : 
     }
   })
 
+  test('whoever has no token wakes no sandbox', async () => {
+    await using sleeper = await e2bSandbox(server)
+    await sleeper.files.write('kept', 'yes')
+    const signed = await sleeper.downloadUrl('kept')
+    await sleeper.pause()
+    const headers = { 'e2b-sandbox-id': sleeper.sandboxId }
+    for (const path of ['/envs', '/files?path=kept', '/health']) expect((await fetch(server.url + path, { headers })).status).toBe(502)
+    expect((await sleeper.getInfo()).state).toBe('paused')
+    expect(await (await fetch(signed, { headers })).text()).toBe('yes')
+    expect((await sleeper.getInfo()).state).toBe('running')
+  })
+
   test('a sandbox that is not there is what the proxy of E2B says', async () => {
     for (const port of ['49983', '3000']) {
       const answer = await fetch(`${server.url}/health`, { headers: { 'e2b-sandbox-id': 'sbx-none', 'e2b-sandbox-port': port } })

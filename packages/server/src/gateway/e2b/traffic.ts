@@ -130,8 +130,7 @@ export class E2bTraffic {
         return respondJson(request, response, 404, { code: 404, message: `There is nothing at ${path.slice(0, 200)}.` })
     }
     const left = new AbortController()
-    // To ask whether it runs must not make it run.
-    using entry = await this.#enter(target, left, target.port !== agentPort || path !== '/health')
+    using entry = await this.#enter(target, left, target.port !== agentPort || mayWake(view, path, request))
     if (entry === null) return respondGatewayError(request, response, target.id, gatewayMessages.notFound)
     if (target.port !== agentPort) {
       await this.#parts.ports.request(entry.caller, portTarget(target, request), withoutE2b(request), response)
@@ -168,6 +167,11 @@ export class E2bTraffic {
 /** What may not use the agent is refused by it, in its own words. */
 function mayUseAgent({ agentToken }: E2bView, { headers }: IncomingMessage): boolean {
   return agentToken === null || isSecret(headers['x-access-token'], agentToken)
+}
+
+/** To ask whether it runs must not make it run, nor may whoever the agent would refuse. Signed addresses are for the agent to judge. */
+function mayWake(view: E2bView, path: string, request: IncomingMessage): boolean {
+  return path !== '/health' && (mayUseAgent(view, request) || /[?&]signature=/.test(request.url ?? ''))
 }
 
 function isSecret(shown: unknown, secret: string): boolean {
