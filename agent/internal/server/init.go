@@ -102,8 +102,8 @@ func (s *Server) apply(req *initRequest) error {
 			return connect.Errorf(connect.InvalidArgument, "envVars: %q cannot be set", name)
 		}
 	}
-	if req.MakeUser && req.DefaultUser != nil && os.Getpid() == 1 {
-		if err := account.Make(*req.DefaultUser); err != nil {
+	if req.MakeUser && req.DefaultUser != nil {
+		if err := s.makeUser(req); err != nil {
 			return connect.Errorf(connect.InvalidArgument, "defaultUser: %v", err)
 		}
 	}
@@ -123,6 +123,18 @@ func (s *Server) apply(req *initRequest) error {
 		}
 	}
 	return s.startMain(req.Main)
+}
+
+// makeUser leaves the default as it is where there is no such account and the agent may not make one: it is not root, or
+// the files of accounts are the host's.
+func (s *Server) makeUser(req *initRequest) error {
+	if os.Getpid() == 1 && os.Geteuid() == 0 {
+		return account.Make(*req.DefaultUser)
+	}
+	if _, err := s.settings.User(*req.DefaultUser); err != nil {
+		req.DefaultUser = nil
+	}
+	return nil
 }
 
 func (s *Server) writeFile(file initFile) error {
