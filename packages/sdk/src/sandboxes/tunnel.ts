@@ -37,6 +37,7 @@ export async function joinTunnel(target: SocketTarget, client: TcpSocket): Promi
       webSocket.send(bytes.subarray(at, at + pieceBytes), () => isLast && client.resume())
     }
   })
+  client.resume()
 }
 
 /** Rejects with what the server answered instead of a WebSocket. */
