@@ -1,3 +1,4 @@
+import { execFileSync } from 'node:child_process'
 import { createHash, randomBytes } from 'node:crypto'
 import { once } from 'node:events'
 import { mkdirSync, readFileSync, writeFileSync } from 'node:fs'
@@ -276,3 +277,42 @@ test('the server says where it listens and keeps its host key; it goes on withou
   await using off = await startServer({ driver: 'process', pools: { size: 0 }, ssh: { enabled: false } })
   expect((await off.thaw.info()).ssh).toBeNull()
 })
+
+test('limits: keys that are tried, connections of a key, silence', async () => {
+  await using server = await startServer({
+    driver: 'process',
+    pools: { size: 0 },
+    ssh: { port: 0, idle_ms: 1000, connections_per_key: 2 },
+  })
+  using client = await SshClient.of(server.thaw)
+  await server.thaw.sandboxes.create({ name: 'lab' })
+  const open = async () => {
+    const { child, ended } = client.start('ssh', ['lab@s', 'echo in; sleep 1000'])
+    expect(String((await once(createInterface(child.stdout), 'line'))[0])).toBe('in')
+    return { ended }
+  }
+  const both = [await open(), await open()]
+  const third = await client.run('ssh', ['lab@s', 'true'])
+  expect(third).toMatchObject({ code: 255, stderr: expect.stringContaining('too many connections') })
+  for (const { ended } of both) expect(await ended).toMatchObject({ code: 255, stderr: expect.stringContaining('idle for too long') })
+  // What they held is free again.
+  expect((await client.run('ssh', ['lab@s', 'true'])).code).toBe(0)
+
+  const { port = 0 } = (await server.thaw.info()).ssh ?? {}
+  const others = Array.from({ length: 6 }, (_, i) => {
+    const path = `${client.dir}/other${i}`
+    execFileSync('ssh-keygen', ['-q', '-t', 'ed25519', '-N', '', '-f', path])
+    return ['-i', path]
+  })
+  const sixth = await client.run('ssh', [...others.flat(), '-i', `${client.dir}/key`, ...bare(client, port), 'true'])
+  expect(sixth.code).toBe(255)
+  expect(sixth.stderr).not.toContain('Permission denied')
+  const fifth = await client.run('ssh', [...others.slice(1).flat(), '-i', `${client.dir}/key`, ...bare(client, port), 'true'])
+  expect(fifth.code).toBe(0)
+})
+
+/** Options without those of a file, which would put its key first. */
+function bare(client: SshClient, port: number): string[] {
+  const options = ['IdentitiesOnly=yes', 'IdentityAgent=none', 'BatchMode=yes', `UserKnownHostsFile=${client.dir}/known`]
+  return [...options.flatMap((option) => ['-o', option]), '-p', String(port), 'lab@127.0.0.1']
+}
