@@ -2,6 +2,7 @@ import { chmodSync, closeSync, fsyncSync, openSync, readFileSync, renameSync, wr
 import { join } from 'node:path'
 import { ThawError } from '@thaw/protocol'
 import ssh2 from 'ssh2'
+import { makeKeyPair } from './ssh-key-pair.ts'
 import { fingerprintOf } from './ssh-public-key.ts'
 
 export interface SshHostKey {
@@ -42,7 +43,7 @@ function readOr(path: string, make: () => string): string {
 
 /** Complete or not there: half a key would lock everyone out. */
 function make(path: string): string {
-  const { private: text } = ssh2.utils.generateKeyPairSync('ed25519', { comment: 'thaw' })
+  const { private: text } = makeKeyPair('thaw')
   const temporary = `${path}.new`
   const file = openSync(temporary, 'w', 0o600)
   try {

@@ -1,8 +1,9 @@
 import { type CreatedSshKeyItem, newId, type SshKeyItem, ThawError } from '@thaw/protocol'
-import ssh2, { type ParsedKey } from 'ssh2'
+import type { ParsedKey } from 'ssh2'
 import type { SshKeyRow, SshKeyStore } from '../store/store.ts'
 import type { Caller } from './caller.ts'
 import type { Open } from './keys.ts'
+import { makeKeyPair } from './ssh-key-pair.ts'
 import { readPublicKey, type SshPublicKey } from './ssh-public-key.ts'
 
 /** What a key lets its holder do, and how to check that it is its holder. */
@@ -161,7 +162,7 @@ export class SshKeys {
 
 function keyOf({ public_key }: Source, name: string): { key: SshPublicKey; private_key: string | null } {
   if (public_key !== undefined) return { key: readPublicKey(public_key), private_key: null }
-  const made = ssh2.utils.generateKeyPairSync('ed25519', { comment: name.replaceAll(/[^\x20-\x7e]/g, '?') })
+  const made = makeKeyPair(name.replaceAll(/[^\x20-\x7e]/g, '?'))
   return { key: readPublicKey(made.public), private_key: made.private.endsWith('\n') ? made.private : `${made.private}\n` }
 }
 
