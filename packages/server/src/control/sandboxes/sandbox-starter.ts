@@ -101,13 +101,14 @@ export class SandboxStarter {
 
   /** A sandbox that goes on from a snapshot, whose files were checked, with the identity of `row`. */
   async restore(
-    snapshot: Pick<SnapshotRow, 'kind' | 'driver_state'>,
+    snapshot: Pick<SnapshotRow, 'kind' | 'driver_state' | 'fingerprint'>,
     row: SandboxRow,
     dir: string,
     signal: AbortSignal,
   ): Promise<AgentSandbox> {
     const driver = await this.#parts.drivers.usable(row.driver)
     const image = await this.imageOf(row)
+    if (snapshot.kind === 'memory') await checkFingerprint(driver, snapshot.fingerprint)
     const { resume_token, ...state } = snapshot.driver_state
     const started = await AgentSandbox.start(
       driver,
@@ -159,6 +160,17 @@ export class SandboxStarter {
   async introduce(sandbox: AgentSandbox, image: ReadyImage, row: SandboxRow, signal: AbortSignal): Promise<void> {
     await sandbox.agent.init(initOf(image, row), signal)
   }
+}
+
+/** Throws `snapshot_incompatible` where memory cannot go on: on another kernel, processor or engine. */
+async function checkFingerprint(driver: Driver, taken: Record<string, string>): Promise<void> {
+  const now = (await driver.fingerprint?.()) ?? {}
+  const changed = Object.keys(now).filter((name) => taken[name] !== now[name])
+  if (changed.length === 0) return
+  const words = changed.map((name) => `${name} was ${taken[name] ?? 'unknown'} and is ${now[name]}`)
+  throw new ThawError('snapshot_incompatible', `The snapshot was taken where something else was: ${words.join(', ')}.`, {
+    details: { snapshot: taken, now },
+  })
 }
 
 export function initOf(image: Pick<ReadyImage, 'config'>, row: SandboxRow) {

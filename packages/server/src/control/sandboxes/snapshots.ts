@@ -236,6 +236,7 @@ export class Snapshots {
       ...row,
       image_digest: row.image_digest ?? '',
       kind: captured.kind,
+      fingerprint: captured.fingerprint,
       driver_state: { ...captured.state, resume_token: captured.resume_token },
     }
     const share: Share = {
@@ -281,7 +282,7 @@ export class Snapshots {
   }
 
   async #clone(
-    source: Pick<SnapshotRow, 'tenant' | 'driver' | 'image_digest' | 'spec' | 'kind' | 'driver_state'>,
+    source: Pick<SnapshotRow, 'tenant' | 'driver' | 'image_digest' | 'spec' | 'kind' | 'driver_state' | 'fingerprint'>,
     dir: string,
     { parent_id, snapshot_id, name, env, ...own }: Share,
   ): Promise<SandboxItem> {

@@ -125,6 +125,6 @@ export function quote(text: string): string {
 
 /** What a log of CRIU says went wrong, for details of an error. The rlimit line comes on every host without CAP_SYS_RESOURCE. */
 export function complaints(log: string): string {
-  const lines = log.split('\n').filter((line) => /Error|Warn/.test(line) && !/RLIMIT_NOFILE/.test(line))
+  const lines = log.split('\n').filter((line) => /Error|Warn|No space left/.test(line) && !/RLIMIT_NOFILE/.test(line))
   return (lines.length > 0 ? lines : log.trim().split('\n').slice(-5)).join('\n').slice(-2000)
 }
