@@ -45,6 +45,8 @@ const testPrograms = [
   { program: 'docker-registry', package: 'docker-registry', without: 'tests with a real registry cannot run' },
   { program: 'dockerd', package: 'docker.io', without: 'tests of the driver docker cannot run' },
   { program: 'ssh', package: 'openssh-client', without: 'tests of SSH cannot run' },
+  { program: 'psql', package: 'postgresql-client', without: 'tests of remote development cannot run' },
+  { program: 'redis-cli', package: 'redis-tools', without: 'tests of remote development cannot run' },
 ]
 
 class Stop extends Error {}

@@ -8,9 +8,10 @@ import { createInterface } from 'node:readline'
 import type { Readable } from 'node:stream'
 import { json, text } from 'node:stream/consumers'
 import { promisify } from 'node:util'
+import { Thaw } from '@thaw/sdk'
 import { afterAll, beforeAll, describe, expect, test } from 'vitest'
 import { WebSocket } from 'ws'
-import { type Lab, openLab, ports } from '../../examples/remote-dev/main.ts'
+import { image, type Lab, openLab, ports } from '../../examples/remote-dev/main.ts'
 import { eventually } from '../support/eventually.ts'
 import { startServer, type TestServer, whyNoDriver } from '../support/server.ts'
 
@@ -167,6 +168,22 @@ describe.skipIf(skip !== null)(`the example remote-dev${skip === null ? '' : ` (
     child.kill('SIGINT')
     expect((await exited)[0]).toBe(0)
     await expect(run('redis-cli', ['-h', host, '-p', port, 'PING'])).rejects.toThrow('Connection refused')
+  })
+
+  test('thaw knows nothing of an image of packages until an admin builds it, and what is built may be used by everyone', async () => {
+    // A server with keys asks for them from then on.
+    await using keyed = await startServer({ driver: 'oci', pools: { size: 0 } })
+    const admin = new Thaw({ url: keyed.url, apiKey: (await keyed.thaw.keys.create({ name: 'admin' })).key })
+    const { key } = await admin.keys.create({ name: 'member', role: 'member', tenant: 'team' })
+    const member = new Thaw({ url: keyed.url, apiKey: key })
+    const refused = { code: 'image_unresolvable', message: expect.stringContaining('was not built') }
+    await expect(member.images.create('apt:never-built')).rejects.toMatchObject(refused)
+    await expect(admin.sandboxes.create({ image: 'apt:never-built' })).rejects.toMatchObject(refused)
+    await expect(admin.sandboxes.create({ image: 'apt:x;y' })).rejects.toMatchObject({ code: 'image_unresolvable' })
+    // The order of the names makes no other image.
+    const packages = image.slice('apt:'.length).split(',').reverse()
+    await using sandbox = await member.sandboxes.create({ image: `apt:${packages.join(',')}`, network: 'none' })
+    expect((await sandbox.exec(['psql', '--version'])).stdout).toContain('PostgreSQL')
   })
 
   test('the services stop with the sandbox', async () => {

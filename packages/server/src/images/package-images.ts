@@ -32,8 +32,8 @@ export const basePackages = ['ca-certificates', 'libstdc++6']
 export function parsePackages(ref: string): string[] | null {
   if (!ref.startsWith(prefix)) return null
   const names = ref.slice(prefix.length).split(',')
-  // Debian policy, 5.6.1.
-  const wrong = names.find((name) => !/^[a-z0-9][a-z0-9+.-]+$/.test(name))
+  // Debian policy, 5.6.1. apt takes a - behind a name, or a + behind one that it does not know, as "remove" and "install".
+  const wrong = names.find((name) => !/^[a-z0-9][a-z0-9+.-]*(?:[a-z0-9]|\+\+)$/.test(name))
   if (wrong !== undefined) {
     throw new ThawError('image_unresolvable', `${JSON.stringify(wrong.slice(0, 100))} is not the name of a Debian package.`, {
       fix: 'Write names separated by commas, without versions: apt:postgresql,redis-server.',
