@@ -27,6 +27,15 @@ test('what is of the host is told from what CRIU makes anew', () => {
   expect(parseMounts(mountinfo)).toEqual(expected)
 })
 
+test('a folder of the host that lies in memory is of the host, a tmpfs of the sandbox is not', () => {
+  const lines = [
+    '373 371 0:45 /data/oci/run /thaw/run rw,nosuid - tmpfs tmpfs rw,size=96m',
+    '374 371 0:46 / /dev/shm rw,nosuid - tmpfs shm rw,size=64m',
+    '375 371 0:47 /bus /proc/bus ro - proc proc rw',
+  ]
+  expect(parseMounts(lines.join('\n'))).toEqual([{ target: '/thaw/run', source: { kind: 'given' } }])
+})
+
 test('each gets a source of the new sandbox, and one that is missing is refused', () => {
   const given = new Map([
     ['/usr', '/usr'],

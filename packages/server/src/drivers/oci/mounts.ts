@@ -31,7 +31,8 @@ export function parseMounts(mountinfo: string): OutsideMount[] {
     if (isDevice(type, root, target)) found.push({ target, source: { kind: 'device', path: `/dev${root}` } })
     // By the engine, or, in what was restored before, by us.
     else if (target.startsWith('/proc/') && type !== 'proc') found.push({ target, source: { kind: 'hidden' } })
-    else if (!restored.has(type)) found.push({ target, source: { kind: 'given' } })
+    // A part of a file system is not the sandbox's own, also where the host keeps the data directory in memory.
+    else if (!restored.has(type) || (type === 'tmpfs' && root !== '/')) found.push({ target, source: { kind: 'given' } })
   }
   return found
 }
