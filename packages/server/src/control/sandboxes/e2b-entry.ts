@@ -1,4 +1,4 @@
-import type { ProcessEvent, ProcessStart } from '../../agent/agent.ts'
+import type { ProcessStart } from '../../agent/agent.ts'
 import type { SandboxRow } from '../../store/store.ts'
 import type { Caller } from '../caller.ts'
 import { followProcess } from './follow.ts'
@@ -40,11 +40,13 @@ export class E2bEntry implements Disposable {
   async *follow(
     what: E2bProcess,
     options: { user: string | undefined; headers: Record<string, string>; signal: AbortSignal },
-  ): AsyncGenerator<ProcessEvent> {
-    for await (const message of followProcess(this.#lease, what, options)) {
-      const start = message.event?.start
+  ): AsyncGenerator<object> {
+    for await (const { event = {} } of followProcess(this.#lease, what, options)) {
+      const { start, data, end } = event
       // Where its output began is a word of thaw alone.
-      yield start === undefined ? message : { event: { start: { pid: start.pid } } }
+      if (start !== undefined) yield { event: { start: { pid: start.pid } } }
+      // Silence is passed on too: proxies and clients close connections on which nothing comes.
+      else yield data === undefined && end === undefined ? { event: { keepalive: {} } } : { event }
     }
   }
 

@@ -1,5 +1,6 @@
 import { createHmac } from 'node:crypto'
 import { type SandboxItem, ThawError, toThawError } from '@thaw/protocol'
+import { z } from 'zod'
 import type { E2bFacet, SandboxRow } from '../../store/store.ts'
 import type { Caller } from '../caller.ts'
 import { createE2bSandbox, definedOnly, type E2bCreate, type E2bTemplateFacts } from './e2b-create.ts'
@@ -170,12 +171,12 @@ export class E2bSandboxes {
     const { state, spec } = sandbox.row
     if (state !== 'running') return null
     const text = await sandbox.agent.call({ method: 'GET', path: '/metrics', signal: AbortSignal.timeout(5000) })
-    const seen = JSON.parse(text.toString('utf8')) as Record<string, number>
+    const seen = readMetrics(text)
     const { cpus, memory_mib } = spec.resources
     return {
       ...seen,
       cpu_count: Math.ceil(cpus),
-      cpu_used_pct: ((seen.cpu_used_pct ?? 0) * (seen.cpu_count ?? 1)) / cpus,
+      cpu_used_pct: (seen.cpu_used_pct * seen.cpu_count) / cpus,
       mem_total: memory_mib * 1024 * 1024,
     }
   }
@@ -220,11 +221,12 @@ export class E2bSandboxes {
   }
 
   async #live(caller: Caller, id: string): Promise<LiveSandbox> {
-    const { row } = await this.#parts.sandboxes.liveOf(caller, id).catch((error: unknown) => {
+    const sandbox = await this.#parts.sandboxes.liveOf(caller, id).catch((error: unknown) => {
       throw error instanceof ThawError && error.code === 'sandbox_not_running' ? new ThawError('sandbox_not_found', error.message) : error
     })
-    const sandbox = this.#parts.lives.find(row.id)
-    if (sandbox === undefined || e2bState(row) === null) throw new ThawError('sandbox_not_found', `The sandbox ${id} is ${row.state}.`)
+    // It is about to end, or to fall asleep: what it is then is the answer, so that no two answers contradict each other.
+    if (sandbox.running === null && sandbox.row.state === 'running') await this.#parts.lives.locked(sandbox, async () => undefined)
+    if (e2bState(sandbox.row) === null) throw new ThawError('sandbox_not_found', `The sandbox ${id} is ${sandbox.row.state}.`)
     return sandbox
   }
 
@@ -242,6 +244,24 @@ export class E2bSandboxes {
       agentToken: facet?.secure === false ? null : row.access_token,
       trafficToken: facet?.public_traffic === true ? null : trafficToken(row),
     }
+  }
+}
+
+const metricsSchema = z.object({
+  cpu_count: z.number(),
+  cpu_used_pct: z.number(),
+  mem_used: z.number(),
+  mem_cache: z.number(),
+  disk_used: z.number(),
+  disk_total: z.number(),
+})
+
+/** What comes from inside may be anything. */
+function readMetrics(text: Buffer): z.output<typeof metricsSchema> {
+  try {
+    return metricsSchema.parse(JSON.parse(text.toString('utf8')))
+  } catch (cause) {
+    throw new ThawError('sandbox_unavailable', 'The agent of the sandbox said something that is not understood.', { cause })
   }
 }
 
