@@ -268,12 +268,21 @@ for (const driver of ['oci', 'process'] as const) {
   })
 }
 
-test('the server says where it listens and keeps its host key; it goes on without SSH only where nobody chose the port', async () => {
+test('a server goes on without SSH where the port that nobody chose is taken, and does not start where somebody chose it', async () => {
   const taken = createServer().listen(0, '127.0.0.1')
   await once(taken, 'listening')
   const { port } = taken.address() as { port: number }
   await expect(startServer({ driver: 'process', pools: { size: 0 }, ssh: { port } })).rejects.toThrow(`Port ${port}`)
   taken.close()
+  // Both want the default port, and so may others on this machine: at most one can have it.
+  await using one = await startServer({ driver: 'process', pools: { size: 0 }, ssh: { port: 2222 } })
+  await using two = await startServer({ driver: 'process', pools: { size: 0 } })
+  const ports = [(await one.thaw.info()).ssh?.port, (await two.thaw.info()).ssh?.port]
+  expect([
+    [2222, undefined],
+    [undefined, undefined],
+    [undefined, 2222],
+  ]).toContainEqual(ports)
   await using off = await startServer({ driver: 'process', pools: { size: 0 }, ssh: { enabled: false } })
   expect((await off.thaw.info()).ssh).toBeNull()
 })
