@@ -3,7 +3,8 @@ import { join } from 'node:path'
 import { BuildError, Sandbox, Template, waitForPort } from 'e2b'
 import { afterAll, beforeAll, describe, expect, test } from 'vitest'
 import { e2bOptions, e2bSandbox, killed } from '../support/e2b.ts'
-import { startServer, type TestServer, whyNoDriver } from '../support/server.ts'
+import { eventually } from '../support/eventually.ts'
+import { startChildServer, startServer, type TestServer, whyNoDriver } from '../support/server.ts'
 import { tempDir } from '../support/temp.ts'
 
 const skip = await whyNoDriver('oci')
@@ -100,6 +101,20 @@ describe.skipIf(skip !== null)(`templates, built with the client e2b${skip === n
         item.name.includes('broken'),
       ),
     ).toEqual([])
+  })
+
+  test('a build whose server is killed leaves nothing to the next server', async () => {
+    using dir = tempDir()
+    const dataDir = join(dir.path, 'data')
+    const list = async (url: string) =>
+      ((await (await fetch(`${url}/v1/sandboxes`)).json()) as { items: { state: string }[] }).items.map((item) => item.state)
+    await using first = await startChildServer(dataDir, { driver: 'oci' })
+    await Template.buildInBackground(Template().fromImage('python').runCmd('sleep 600'), 'lost', e2bOptions(first))
+    expect(await eventually(async () => (await list(first.url)).includes('running'))).toBe(true)
+    await first.kill()
+    await using second = await startChildServer(dataDir, { driver: 'oci' })
+    expect(await list(second.url)).toEqual([])
+    expect(await Template.exists('lost', e2bOptions(second))).toBe(false)
   })
 
   test('what cannot be built is refused', async () => {

@@ -153,6 +153,34 @@ describe.skipIf(skip !== null)(`traffic of clients of E2B${skip === null ? '' : 
     }
   })
 
+  test('a silent command says that it lives, and a message that is none is refused', async () => {
+    const { envdAccessToken } = (await (await fetch(`${server.url}/sandboxes/${sandbox.sandboxId}`)).json()) as { envdAccessToken: string }
+    const start = (message: Buffer) =>
+      fetch(`${server.url}/process.Process/Start`, {
+        method: 'POST',
+        headers: {
+          'e2b-sandbox-id': sandbox.sandboxId,
+          'x-access-token': envdAccessToken,
+          'content-type': 'application/connect+json',
+          'connect-protocol-version': '1',
+          'keepalive-ping-interval': '1',
+        },
+        body: new Uint8Array(message),
+      })
+    const text = JSON.stringify({ process: { cmd: 'sleep', args: ['600'] } })
+    const head = Buffer.alloc(5)
+    head.writeUInt32BE(text.length, 1)
+    const answer = await start(Buffer.concat([head, Buffer.from(text)]))
+    let heard = ''
+    for await (const piece of answer.body ?? []) {
+      heard += Buffer.from(piece).toString('latin1')
+      if (heard.includes('keepalive')) break
+    }
+    expect(heard).toMatch(/\{"event":\{"start":\{"pid":\d+\}\}\}[\s\S]*\{"event":\{"keepalive":\{\}\}\}/)
+    for (const none of [Buffer.from('{}'), Buffer.alloc(0), Buffer.concat([head, Buffer.alloc(text.length, 'x')])])
+      expect(await (await start(none)).text()).toContain('invalid_argument')
+  })
+
   test('whoever has no token wakes no sandbox', async () => {
     await using sleeper = await e2bSandbox(server)
     await sleeper.files.write('kept', 'yes')
