@@ -1,6 +1,7 @@
 # The services of a development machine: a database, a cache, notebooks and a web terminal. Its text is the command that
 # the sandbox is started with (README.md). They listen on loopback alone: the ports of the sandbox lead there.
 set -eu
+cd /
 : "${LAB_PASSWORD:?the database, the cache and the notebooks ask for it}"
 
 # PostgreSQL refuses to be root. Its socket lies in /tmp for `psql -h /tmp` inside.

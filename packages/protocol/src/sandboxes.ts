@@ -60,7 +60,7 @@ export const sandboxCreateSchema = z.strictObject({
     .min(1)
     .max(512)
     .optional()
-    .describe('host, python, node, go or an OCI reference; default: python, host with the process driver'),
+    .describe('host, python, node, go, apt:PACKAGE,… or an OCI reference; default: python, host with the process driver'),
   snapshot_id: z.string().max(64).optional().describe('start from this snapshot instead of an image'),
   driver: driverKindSchema.optional(),
   name: sandboxNameSchema.optional().describe('unique; a sandbox that has it already is given back instead of a new one'),
