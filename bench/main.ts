@@ -8,6 +8,7 @@ import { bodies } from './suites/bodies.ts'
 import { forks } from './suites/forks.ts'
 import { hot } from './suites/hot.ts'
 import { idle } from './suites/idle.ts'
+import { memory } from './suites/memory.ts'
 import { neighbour } from './suites/neighbour.ts'
 import { sandboxes } from './suites/sandboxes.ts'
 import { sleepers } from './suites/sleepers.ts'
@@ -27,6 +28,7 @@ const suites: Record<string, (bench: Workbench, generator: LoadGenerator) => Pro
   neighbour,
   sandboxes,
   forks,
+  memory,
 }
 
 /** `npm run bench -- [--json] [--quick] [--only SUITE]…`: docs/performance.md says what the rows mean. */

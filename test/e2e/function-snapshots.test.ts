@@ -62,7 +62,7 @@ def handler(event, context):
     time.sleep(1)
     return {**loaded, 'own': random.random()}
 `,
-      { snapshot: undefined },
+      { snapshot: undefined, network: 'egress' },
     )
     await kept(name)
     const calls = await Promise.all([1, 2, 3].map(() => server.thaw.functions.invoke<{ random: number; at: number; own: number }>(name)))

@@ -1,3 +1,4 @@
+import type { VersionItem } from '@thaw/sdk'
 import type { Command } from 'commander'
 import { functionName, withServer } from '../context.ts'
 import { type Output, table } from '../output.ts'
@@ -15,7 +16,7 @@ export function register(program: Command, output: Output): void {
         )
         output.result(versions, () =>
           table(
-            ['VERSION', 'STATE', 'ACTIVE', 'RUNTIME', 'DRIVER', 'CODE', 'CREATED', 'ERROR'],
+            ['VERSION', 'STATE', 'ACTIVE', 'RUNTIME', 'DRIVER', 'CODE', 'SNAPSHOT', 'CREATED', 'ERROR'],
             versions.map((version) => [
               String(version.version),
               version.state,
@@ -23,6 +24,7 @@ export function register(program: Command, output: Output): void {
               version.runtime,
               version.driver,
               version.code_digest?.replace('sha256:', '').slice(0, 12) ?? '-',
+              snapshotText(version.snapshot),
               version.created_at.slice(0, 19).replace('T', ' '),
               version.error === null ? '' : `${version.error.code}: ${version.error.message}`,
             ]),
@@ -30,4 +32,12 @@ export function register(program: Command, output: Output): void {
         )
       }),
     )
+}
+
+/** What instances of the version start from: how large it is, and how often it worked; or why there is none. */
+function snapshotText(snapshot: VersionItem['snapshot']): string {
+  if (snapshot === null) return '-'
+  const { state, size_bytes, success_count, error } = snapshot
+  if (state === 'ready') return `${Math.ceil(size_bytes / (1024 * 1024))} MiB, used ${success_count} times`
+  return error === null ? state : `${state}: ${error.code}`
 }
