@@ -53,7 +53,12 @@ export interface ChildServer extends AsyncDisposable {
 /** A server in a process of its own, for tests that kill it. */
 export async function startChildServer(
   dataDir: string,
-  options: { driver?: DriverKind; env?: Record<string, string> } = {},
+  options: {
+    driver?: DriverKind
+    env?: Record<string, string>
+    /** suite: several tests share it, and whoever starts it ends it. */
+    scope?: 'test' | 'suite'
+  } = {},
 ): Promise<ChildServer> {
   const main = new URL('../../packages/server/src/main.ts', import.meta.url).pathname
   const args = [main, '--port', '0', '--data-dir', dataDir, ...(options.driver === undefined ? [] : ['--driver', options.driver])]
@@ -62,8 +67,9 @@ export async function startChildServer(
     env: { ...process.env, THAW_LOG_LEVEL: 'warn', ...options.env },
   })
   let log = ''
+  const isShared = options.scope === 'suite'
   // Shown when the test fails: the server may have said why.
-  onTestFailed(() => console.error(log))
+  if (!isShared) onTestFailed(() => console.error(log))
   child.stderr.setEncoding('utf8').on('data', (text: string) => {
     log = (log + text).slice(-10_000)
   })
@@ -76,7 +82,7 @@ export async function startChildServer(
     await exited
   }
   // Also where a test fails before it comes to its end.
-  onTestFinished(() => end('SIGTERM'))
+  if (!isShared) onTestFinished(() => end('SIGTERM'))
   return { url, thaw: new Thaw({ url }), process: child, kill: () => end('SIGKILL'), [Symbol.asyncDispose]: () => end('SIGTERM') }
 }
 

@@ -1,7 +1,7 @@
 import { type ClientRequest, type IncomingMessage, type OutgoingHttpHeaders, request as sendRequest } from 'node:http'
 import type { Duplex } from 'node:stream'
 import { ThawError } from '@thaw/protocol'
-import { broken, type ConnectError, decodeStream, encodeFrame, fromConnect, streamType } from './connect.ts'
+import { broken, decodeStream, encodeFrame, fromConnect, NotUnderstood, parseMessage, streamType } from './connect.ts'
 import { DialAgent } from './dial-agent.ts'
 
 /** What an agent is told when its sandbox begins a life: at the start, and again as a clone. */
@@ -21,17 +21,6 @@ export interface AgentInit {
   main?: { cmd: string; args: string[]; envs: Record<string, string>; cwd?: string }
 }
 
-/** One event of a process, as the agent words it (process.Process). Bytes are base64. */
-export interface ProcessEvent {
-  event?: {
-    /** `offset`: how much of each channel came before. */
-    start?: { pid: number; offset?: { stdout?: number; stderr?: number; pty?: number } }
-    data?: { stdout?: string; stderr?: string; pty?: string }
-    end?: { exitCode?: number; exited?: boolean; status?: string; error?: string }
-    keepalive?: object
-  }
-}
-
 export interface ProcessStart {
   process: { cmd: string; args: string[]; envs: Record<string, string>; cwd?: string }
   pty?: { size: { cols: number; rows: number } }
@@ -45,9 +34,18 @@ export interface AgentRequest {
   path: string
   headers?: OutgoingHttpHeaders
   signal?: AbortSignal | undefined
+  /** The body is a stream that cannot be sent a second time. */
+  isOneWay?: boolean
+  /** Largest answer that is taken, where it is taken as a whole. */
+  maxBytes?: number
 }
 
 const smallAnswerBytes = 4 * 1024 * 1024
+/** Large answers of all sandboxes together, as far as they are here: a sandbox decides how large its answer is, and how slow. */
+const maxLargeBytes = 256 * 1024 * 1024
+let largeBytes = 0
+/** No refusal says more. */
+const refusalBytes = 64 * 1024
 const keptMs = 30_000
 
 /**
@@ -59,12 +57,15 @@ export class AgentClient {
   /** Connections to the agent, for whoever passes requests on to it. */
   readonly connections: DialAgent
   readonly #dial: () => Promise<Duplex>
+  /** A kept connection may be closing at the moment it is used; what can be sent once only gets one of its own. */
+  readonly #fresh: DialAgent
   #token: string | undefined
 
   constructor(dial: () => Promise<Duplex>, token?: string) {
     this.#dial = dial
     this.#token = token
     this.connections = new DialAgent(dial, { keepAlive: true, timeout: keptMs })
+    this.#fresh = new DialAgent(dial, { keepAlive: false })
   }
 
   /** What every call to the agent carries. */
@@ -97,22 +98,28 @@ export class AgentClient {
   }
 
   async stats(signal?: AbortSignal): Promise<Record<string, unknown>> {
-    return JSON.parse((await this.call({ method: 'GET', path: '/stats', signal })).toString('utf8')) as Record<string, unknown>
+    return parseMessage(await this.call({ method: 'GET', path: '/stats', signal })) as Record<string, unknown>
   }
 
-  /** A unary call, such as `filesystem.Filesystem/Stat`. */
-  async unary<Answer>(name: string, message: unknown, options: { user?: string | undefined; signal?: AbortSignal } = {}): Promise<Answer> {
-    const headers = userHeader(options.user)
-    const body = await this.#json({ method: 'POST', path: `/${name}`, headers, signal: options.signal }, message)
-    return JSON.parse(body.toString('utf8')) as Answer
+  /** A unary call, such as `filesystem.Filesystem/Stat`. That the answer is an object is all that is known of it. */
+  async unary(
+    name: string,
+    message: unknown,
+    options: { user?: string | undefined; signal?: AbortSignal; maxBytes?: number } = {},
+  ): Promise<object> {
+    const { user, ...rest } = options
+    return parseMessage(await this.#json({ method: 'POST', path: `/${name}`, headers: userHeader(user), ...rest }, message))
   }
 
-  /** A server stream, such as `process.Process/Start`. Ends its connection when the iteration is left early. */
-  async *stream<Message>(
+  /**
+   * A server stream, such as `process.Process/Start`. Ends its connection when the iteration is left early. That messages are
+   * objects is all that is known of them.
+   */
+  async *stream(
     name: string,
     message: unknown,
     options: { user?: string | undefined; signal?: AbortSignal | undefined; headers?: OutgoingHttpHeaders } = {},
-  ): AsyncGenerator<Message> {
+  ): AsyncGenerator<object> {
     const body = encodeFrame(message)
     const answer = await this.open(
       {
@@ -130,13 +137,10 @@ export class AgentClient {
       (request) => request.end(body),
     )
     try {
-      if (answer.statusCode !== 200) throw await this.#refusal(answer, name)
-      yield* decodeStream(answer as AsyncIterable<Buffer>, subjectOf(name)) as AsyncGenerator<Message>
+      if (answer.statusCode !== 200) throw await refusalOf(answer, name)
+      yield* decodeStream(answer as AsyncIterable<Buffer>, subjectOf(name))
     } catch (error) {
-      if (error instanceof ThawError) throw error
-      throw options.signal?.aborted === true
-        ? options.signal.reason
-        : broken('The connection to the agent of the sandbox broke off.', error)
+      throw error instanceof ThawError ? error : brokenOff(error, options.signal)
     } finally {
       if (!answer.complete) answer.destroy()
     }
@@ -144,45 +148,65 @@ export class AgentClient {
 
   /** A small call: its whole answer. */
   async call(what: AgentRequest, body?: Buffer): Promise<Buffer> {
+    const { maxBytes = smallAnswerBytes, path, signal } = what
     const answer = await this.open(what, (request) => request.end(body))
+    if (!isFine(answer)) throw await refusalOf(answer, path)
     const pieces: Buffer[] = []
     let bytes = 0
+    let claimed = 0
     try {
       for await (const piece of answer as AsyncIterable<Buffer>) {
         bytes += piece.length
-        if (bytes > smallAnswerBytes) throw broken('The answer of the agent is too large.')
+        if (bytes > maxBytes) throw new NotUnderstood('The answer of the agent is too large.')
+        if (bytes > smallAnswerBytes) claimed += claimLarge(piece.length)
         pieces.push(piece)
       }
+      return Buffer.concat(pieces)
     } catch (error) {
-      throw error instanceof ThawError ? error : broken('The connection to the agent of the sandbox broke off.', error)
+      throw error instanceof ThawError ? error : brokenOff(error, signal)
+    } finally {
+      largeBytes -= claimed
     }
-    const text = Buffer.concat(pieces)
-    if ((answer.statusCode ?? 500) >= 400) throw refusalOf(answer.statusCode ?? 500, text, what.path)
-    return text
   }
 
-  /** Sends a request and resolves with the head of its answer. `send` writes the body and ends it. */
+  /**
+   * Sends a request and resolves with the head of its answer. `send` writes the body and ends it; unless the request is one-way
+   * it may be called twice. Rejects at once when `signal` aborts.
+   */
   open(what: AgentRequest, send: (request: ClientRequest) => void): Promise<IncomingMessage> {
     return new Promise((resolve, reject) => {
-      const { method, path, signal } = what
+      const { method, path, signal, isOneWay = false } = what
+      if (signal?.aborted === true) return reject(reasonOf(signal))
       const request = sendRequest({
-        agent: this.connections,
+        agent: isOneWay ? this.#fresh : this.connections,
         method,
         path,
         headers: { host: 'agent', ...this.headers, ...what.headers },
         ...(signal === undefined ? {} : { signal }),
       })
+      // A request that has no connection yet says nothing when it is aborted.
+      const abort = () => reject(reasonOf(signal as AbortSignal))
+      signal?.addEventListener('abort', abort, { once: true })
       let answered = false
       request.once('response', (answer) => {
         answered = true
+        signal?.removeEventListener('abort', abort)
         resolve(answer)
+      })
+      const refuse = () => request.destroy(new NotUnderstood('The agent of the sandbox answered what no agent answers.'))
+      request.on('information', refuse)
+      request.once('upgrade', (_answer, stream) => {
+        stream.destroy()
+        signal?.removeEventListener('abort', abort)
+        reject(new NotUnderstood('The agent of the sandbox changed the protocol without being asked.'))
       })
       request.on('error', (error: NodeJS.ErrnoException) => {
         if (answered) return
-        if (signal?.aborted === true) reject(signal.reason)
+        signal?.removeEventListener('abort', abort)
+        if (signal?.aborted === true) reject(reasonOf(signal))
         // The agent closed a kept connection at the moment it was used: nothing of the call arrived.
         else if (request.reusedSocket && error.code === 'ECONNRESET') this.open(what, send).then(resolve, reject)
-        else reject(error instanceof ThawError ? error : broken('The agent of the sandbox cannot be reached.', error))
+        else reject(unreachable(error))
       })
       send(request)
     })
@@ -200,6 +224,10 @@ export class AgentClient {
         headers: { host: 'agent', connection: 'upgrade', upgrade: 'tcp', ...this.headers },
         ...(signal === undefined ? {} : { signal }),
       })
+      const abort = () => reject(reasonOf(signal as AbortSignal))
+      if (signal?.aborted === true) abort()
+      signal?.addEventListener('abort', abort, { once: true })
+      request.once('close', () => signal?.removeEventListener('abort', abort))
       request.once('upgrade', (_answer, stream, head) => {
         if (head.length > 0) stream.unshift(head)
         resolve(stream)
@@ -213,9 +241,7 @@ export class AgentClient {
         )
         request.destroy()
       })
-      request.once('error', (error) =>
-        reject(error instanceof ThawError ? error : broken('The agent of the sandbox cannot be reached.', error)),
-      )
+      request.once('error', (error) => reject(unreachable(error)))
       request.end()
     })
   }
@@ -223,18 +249,45 @@ export class AgentClient {
   /** Ends all connections. */
   close(): void {
     this.connections.destroy()
+    this.#fresh.destroy()
   }
 
   #json(what: AgentRequest, message: unknown): Promise<Buffer> {
     const body = Buffer.from(JSON.stringify(message), 'utf8')
     return this.call({ ...what, headers: { ...what.headers, 'content-type': 'application/json', 'content-length': body.length } }, body)
   }
+}
 
-  async #refusal(answer: IncomingMessage, path: string): Promise<ThawError> {
-    const pieces: Buffer[] = []
-    for await (const piece of answer as AsyncIterable<Buffer>) pieces.push(piece)
-    return refusalOf(answer.statusCode ?? 500, Buffer.concat(pieces), path)
+function claimLarge(bytes: number): number {
+  if (largeBytes + bytes > maxLargeBytes) {
+    throw new ThawError('too_many_requests', 'Too many large answers of sandboxes are under way.', {
+      fix: 'Ask again in a moment, or for less.',
+    })
   }
+  largeBytes += bytes
+  return bytes
+}
+
+function isFine({ statusCode = 500 }: IncomingMessage): boolean {
+  return statusCode >= 200 && statusCode < 300
+}
+
+/** Drivers say that they have no way into the sandbox. What that means is the same as that nobody answers. */
+function unreachable(error: Error): ThawError {
+  if (error instanceof ThawError && error.code !== 'driver_failed') return error
+  return broken('The agent of the sandbox cannot be reached.', error)
+}
+
+function brokenOff(error: unknown, signal: AbortSignal | undefined): unknown {
+  return signal?.aborted === true ? reasonOf(signal) : broken('The connection to the agent of the sandbox broke off.', error)
+}
+
+/** That the time of a call is over is a failure of the agent; any other reason belongs to whoever aborted. */
+function reasonOf(signal: AbortSignal): unknown {
+  const { reason } = signal
+  return reason instanceof DOMException && reason.name === 'TimeoutError'
+    ? broken('The agent of the sandbox does not answer.', reason)
+    : reason
 }
 
 function userHeader(user: string | undefined): Record<string, string> {
@@ -246,12 +299,24 @@ function subjectOf(path: string): 'file' | 'process' {
   return path.includes('ilesystem') || path.startsWith('/files') ? 'file' : 'process'
 }
 
-/** An error answer: of Connect (`code` is a word) or of the file service (`code` is the status). */
-export function refusalOf(status: number, text: Buffer, path: string): ThawError {
-  const subject = subjectOf(path)
+/** Reads an answer that is none: an error of Connect (`code` is a word) or of the file service (`code` is the status). */
+export async function refusalOf(answer: IncomingMessage, path: string): Promise<ThawError> {
+  const { statusCode: status = 500 } = answer
+  const pieces: Buffer[] = []
+  let bytes = 0
+  try {
+    for await (const piece of answer as AsyncIterable<Buffer>) {
+      pieces.push(piece)
+      bytes += piece.length
+      // Leaving ends the connection.
+      if (bytes > refusalBytes) break
+    }
+  } catch {
+    // It broke off: the status says enough.
+  }
   let error: { code?: unknown; message?: unknown } = {}
   try {
-    error = JSON.parse(text.toString('utf8')) as typeof error
+    error = parseMessage(Buffer.concat(pieces))
   } catch {
     // An agent that says nothing readable is judged by its status.
   }
@@ -264,5 +329,5 @@ export function refusalOf(status: number, text: Buffer, path: string): ThawError
     507: 'resource_exhausted',
   }
   const code = typeof error.code === 'string' ? error.code : (byStatus[status] ?? 'unavailable')
-  return fromConnect({ code, ...(typeof error.message === 'string' ? { message: error.message } : {}) } satisfies ConnectError, subject)
+  return fromConnect({ code, message: error.message }, subjectOf(path))
 }

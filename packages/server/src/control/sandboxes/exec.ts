@@ -1,5 +1,6 @@
 import { type ExecRequestParsed, type ExecResult, maxOutputBytes, ThawError } from '@thaw/protocol'
-import type { AgentClient, ProcessEvent, ProcessStart } from '../../agent/agent.ts'
+import type { AgentClient, ProcessStart } from '../../agent/agent.ts'
+import type { ProcessEvent } from '../../agent/messages.ts'
 import { followProcess } from './follow.ts'
 import type { Lease } from './live-sandbox.ts'
 import { processEnd } from './process-end.ts'
@@ -82,7 +83,7 @@ class Output {
   #bytes = 0
   readonly #pieces: Record<'stdout' | 'stderr', Buffer[]> = { stdout: [], stderr: [] }
 
-  add(data: { stdout?: string; stderr?: string }): void {
+  add(data: { stdout?: string | undefined; stderr?: string | undefined }): void {
     for (const name of ['stdout', 'stderr'] as const) {
       const text = data[name]
       if (text === undefined) continue

@@ -1,5 +1,7 @@
 import { ThawError } from '@thaw/protocol'
-import type { ProcessEvent, ProcessStart } from '../../agent/agent.ts'
+import type { ProcessStart } from '../../agent/agent.ts'
+import { NotUnderstood } from '../../agent/connect.ts'
+import { type ProcessEvent, processEventSchema, understand } from '../../agent/messages.ts'
 import type { Lease } from './live-sandbox.ts'
 
 export interface FollowOptions {
@@ -46,6 +48,8 @@ export async function* followProcess(
         brokenSince = undefined
         pauseMs = firstPauseMs
         const { start, data, end } = message.event ?? {}
+        if (start === undefined && pid === undefined && (data ?? end) !== undefined)
+          throw new NotUnderstood('The agent of the sandbox told of a process before it named it.')
         if (start !== undefined) {
           pid = start.pid
           // Of a process that was joined: what it printed before is not counted.
@@ -65,6 +69,7 @@ export async function* followProcess(
         pid !== undefined &&
         error instanceof ThawError &&
         error.code === 'sandbox_unavailable' &&
+        !(error instanceof NotUnderstood) &&
         sandbox.row.ended_at === null &&
         options.signal?.aborted !== true &&
         performance.now() - brokenSince < stillMs
@@ -84,8 +89,12 @@ async function* open(lease: Lease, what: ProcessStart | Attachment, options: Fol
     // The agent starts the service of a sandbox under this tag.
     const process = pid === 'main' ? { tag: pid } : { pid }
     const message = { process, ...(offset === undefined ? {} : { offset }) }
-    yield* lease.agent.stream<ProcessEvent>('process.Process/Connect', message, options)
-  } else yield* lease.agent.stream<ProcessEvent>('process.Process/Start', what, options)
+    yield* events(lease.agent.stream('process.Process/Connect', message, options))
+  } else yield* events(lease.agent.stream('process.Process/Start', what, options))
+}
+
+async function* events(messages: AsyncIterable<object>): AsyncGenerator<ProcessEvent> {
+  for await (const message of messages) yield understand(processEventSchema, message)
 }
 
 /** Length of what base64 text stands for. */

@@ -1,5 +1,5 @@
 import { constants } from 'node:os'
-import type { ProcessEvent } from '../../agent/agent.ts'
+import type { ProcessEvent } from '../../agent/messages.ts'
 
 type AgentEnd = NonNullable<NonNullable<ProcessEvent['event']>['end']>
 

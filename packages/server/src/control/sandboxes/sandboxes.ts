@@ -27,6 +27,9 @@ export interface SandboxesParts {
 /** `e2b`: for clients of E2B. */
 type SandboxRequest = SandboxCreateParsed & Pick<SandboxSpec, 'e2b'>
 
+/** What an agent does not tell in this time is left out. */
+const statsMs = 2000
+
 /** The sandboxes of the API, as callers see them: what a caller may not see does not exist for it. */
 export class Sandboxes {
   readonly #parts: SandboxesParts
@@ -176,7 +179,7 @@ export class Sandboxes {
     const { row } = await this.liveOf(caller, idOrName)
     const sandbox = this.#lives.find(row.id)
     const status = await sandbox?.running?.driver.inspect(row.id)
-    const fromAgent = row.state === 'running' ? await sandbox?.agent.stats().catch(() => null) : null
+    const fromAgent = row.state === 'running' ? await sandbox?.agent.stats(AbortSignal.timeout(statsMs)).catch(() => null) : null
     const disk = fromAgent?.disk_bytes
     return {
       state: row.state,

@@ -1,5 +1,6 @@
 import type { StreamEvent } from '@thaw/protocol'
-import type { AgentClient, ProcessEvent } from '../../agent/agent.ts'
+import type { AgentClient } from '../../agent/agent.ts'
+import { processEventSchema, processListSchema, understand } from '../../agent/messages.ts'
 import { type ProcessEnd, processEnd } from './process-end.ts'
 
 export type SandboxEvent = Extract<StreamEvent, { type: 'process_event' }>
@@ -71,15 +72,12 @@ export class SandboxEvents {
     this.#endedMeanwhile.clear()
     const before = [...this.#known]
     try {
-      const { processes = [] } = await agent.unary<{ processes?: { pid: number; config?: { cmd?: string; args?: string[] } }[] }>(
-        'process.Process/List',
-        {},
-        { signal: AbortSignal.timeout(lookMs * 5) },
-      )
+      const answer = await agent.unary('process.Process/List', {}, { signal: AbortSignal.timeout(lookMs * 5) })
+      const { processes } = understand(processListSchema, answer)
       const running = new Set(processes.map(({ pid }) => pid))
       for (const { pid, config } of processes) {
         if (this.#endedMeanwhile.has(pid)) continue
-        if (this.#primed) this.started(pid, [config?.cmd ?? '', ...(config?.args ?? [])])
+        if (this.#primed) this.started(pid, [config.cmd, ...config.args])
         else this.#known.add(pid)
       }
       this.#primed = true
@@ -95,8 +93,9 @@ export class SandboxEvents {
   async #tellEnd(agent: AgentClient, pid: number): Promise<void> {
     let end: ProcessEnd | null = null
     try {
-      const connected = agent.stream<ProcessEvent>('process.Process/Connect', { process: { pid } }, { signal: AbortSignal.timeout(endMs) })
-      for await (const { event } of connected) {
+      const connected = agent.stream('process.Process/Connect', { process: { pid } }, { signal: AbortSignal.timeout(endMs) })
+      for await (const message of connected) {
+        const { event } = understand(processEventSchema, message)
         if (event?.end === undefined) continue
         end = processEnd(event.end)
         break

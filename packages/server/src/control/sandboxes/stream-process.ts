@@ -1,7 +1,8 @@
 import { constants } from 'node:os'
 import { StringDecoder } from 'node:string_decoder'
 import { type StreamCommandParsed, type StreamSignal, ThawError, toThawError } from '@thaw/protocol'
-import type { ProcessEvent, ProcessStart } from '../../agent/agent.ts'
+import type { ProcessStart } from '../../agent/agent.ts'
+import type { ProcessEvent } from '../../agent/messages.ts'
 import { type Attachment, followProcess } from './follow.ts'
 import { processEnd } from './process-end.ts'
 import { argvOf } from './sandbox-starter.ts'
@@ -83,7 +84,7 @@ export class StreamProcess {
     return this.#request.type === 'exec' ? this.#request.user : undefined
   }
 
-  #onStart({ pid, offset = {} }: { pid: number; offset?: Partial<Record<Channel, number>> }): void {
+  #onStart({ pid, offset = {} }: NonNullable<ProcessEvent['event']>['start'] & object): void {
     if (!Number.isSafeInteger(pid)) throw new ThawError('protocol_violation', 'The agent of the sandbox named no process.')
     this.#pid = pid
     if (this.#request.type === 'attach') {
@@ -100,7 +101,7 @@ export class StreamProcess {
     void this.#resize()
   }
 
-  #onData(data: Partial<Record<Channel, string>>): void {
+  #onData(data: { [Name in Channel]?: string | undefined }): void {
     for (const channel of ['stdout', 'stderr', 'pty'] as const) {
       const text = data[channel]
       if (text === undefined) continue

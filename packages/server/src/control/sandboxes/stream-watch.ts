@@ -1,14 +1,10 @@
 import { posix } from 'node:path'
 import { type FileEvent, fileEvents, type StreamCommandParsed, ThawError, toThawError } from '@thaw/protocol'
+import { NotUnderstood } from '../../agent/connect.ts'
+import { understand, watchMessageSchema } from '../../agent/messages.ts'
 import type { StreamLine } from './stream-line.ts'
 
 type Watch = Extract<StreamCommandParsed, { type: 'watch' }>
-
-/** A message of the agent (filesystem.WatchDirResponse). */
-interface WatchMessage {
-  start?: object
-  filesystem?: { name: string; type: string }
-}
 
 /** A folder that a stream watches. */
 export class StreamWatch {
@@ -42,12 +38,9 @@ export class StreamWatch {
     const { path, recursive, user } = this.#request
     try {
       const agent = await this.#line.agent()
-      const messages = agent.stream<WatchMessage>(
-        'filesystem.Filesystem/WatchDir',
-        { path, recursive },
-        { user, signal: this.#over.signal },
-      )
-      for await (const { start, filesystem } of messages) {
+      const messages = agent.stream('filesystem.Filesystem/WatchDir', { path, recursive }, { user, signal: this.#over.signal })
+      for await (const message of messages) {
+        const { start, filesystem } = understand(watchMessageSchema, message)
         if (start !== undefined) this.#onStart()
         const event = kindOf(filesystem?.type)
         if (filesystem === undefined || event === null) continue
@@ -55,7 +48,7 @@ export class StreamWatch {
         await this.#line.room()
       }
     } catch (error) {
-      const isLost = error instanceof ThawError && error.code === 'sandbox_unavailable'
+      const isLost = error instanceof ThawError && error.code === 'sandbox_unavailable' && !(error instanceof NotUnderstood)
       if (!isLost || !this.#started || this.#over.signal.aborted) throw await this.#line.why(error)
     }
   }
