@@ -245,7 +245,7 @@ describe.skipIf(skip !== null)(`snapshots, forks and sleep over oci${skip === nu
       expect(refused.status).toBe(400)
     }
     await there.send('DELETE', `/v1/snapshots/${item.id}`)
-    expect(readdirSync(join(other.dataDir, 'snapshots'))).toEqual([])
+    expect(readdirSync(join(other.dataDir, 'snapshots'))).toEqual(['.objects'])
   })
 
   test('hibernated, no process is left of it, and any call wakes it with its memory', async () => {
@@ -275,6 +275,25 @@ describe.skipIf(skip !== null)(`snapshots, forks and sleep over oci${skip === nu
     expect(await eventually(async () => (await api.item(id)).state === 'hibernated', 20_000)).toBe(true)
     expect((await api.send('GET', `/v1/sandboxes/${id}/files?path=/root/kept`)).body).toBe('kept\n')
     expect((await api.item(id)).boot_method).toBe('warm')
+  })
+
+  test('what sleeps for long is archived, compressed, and wakes as it was', async () => {
+    await using other = await startServer({ driver: 'oci', sandboxes: { archive_after_ms: 0 } })
+    const there = new Api(other.url)
+    const { id } = await there.sandbox({ image: 'python', network: 'none' })
+    await there.exec(id, '(i=0; while :; do i=$((i+1)); echo $i > /root/i; sleep 0.01; done) </dev/null >/dev/null 2>&1 &')
+    const count = async () => Number((await there.exec(id, 'cat /root/i')).stdout)
+    expect(await eventually(async () => (await count()) > 3)).toBe(true)
+    expect((await there.send('POST', `/v1/sandboxes/${id}/hibernate`)).status).toBe(200)
+    const folder = join(other.dataDir, 'snapshots')
+    const files = () =>
+      readdirSync(folder)
+        .filter((name) => name.startsWith('snap-'))
+        .flatMap((name) => readdirSync(join(folder, name)))
+    expect(await eventually(() => files().includes('data.tar.zst') && !files().includes('data'))).toBe(true)
+    const woken = await count()
+    expect(woken).toBeGreaterThan(3)
+    expect(await eventually(async () => (await count()) > woken)).toBe(true)
   })
 
   test('a name gives the sandbox back in whatever state it slept', async () => {
@@ -324,7 +343,10 @@ describe.skipIf(skip !== null)(`snapshots, forks and sleep over oci${skip === nu
     const { items } = (await api.send('GET', '/v1/sandboxes?limit=1000')).body
     for (const { id } of items) await api.send('DELETE', `/v1/sandboxes/${id}`)
     for (const { id } of (await api.send('GET', '/v1/snapshots?limit=1000')).body.items) await api.send('DELETE', `/v1/snapshots/${id}`)
-    expect(readdirSync(join(server.dataDir, 'snapshots'))).toEqual([])
+    expect(readdirSync(join(server.dataDir, 'snapshots')).filter((name) => name !== '.objects')).toEqual([])
+    expect(
+      existsSync(join(server.dataDir, 'snapshots', '.objects')) ? readdirSync(join(server.dataDir, 'snapshots', '.objects')) : [],
+    ).toEqual([])
     await server[Symbol.asyncDispose]()
     expect(residueOf(server.dataDir, 'stopped')).toEqual(nothing)
   })

@@ -92,7 +92,7 @@ export async function startApp(config: Config, onProgress: (line: string) => voi
     const idempotency = new Idempotency(store.idempotency, { retentionMs: config.retention.idempotency_ms })
     closers.push(() => idempotency.close())
     const secrets = await Secrets.open(store.secrets, dataDir)
-    const madeDrivers = createDrivers(dataDir, config.docker)
+    const madeDrivers = createDrivers(dataDir, config.docker, config.sandboxes)
     const drivers = new Drivers(madeDrivers.all, config.driver)
     for (const driver of drivers.all()) closers.push(() => driver.close())
     await destroyLeftovers(drivers, log, await Sandboxes.known(store.sandboxes))
@@ -218,7 +218,11 @@ export async function startApp(config: Config, onProgress: (line: string) => voi
     })
     closers.push(() => lives.close())
     await lives.open()
-    const sweeper = new Sweeper({ hibernateAfterMs: config.sandboxes.hibernate_after_ms }, lives, log)
+    const sweeper = new Sweeper(
+      { hibernateAfterMs: config.sandboxes.hibernate_after_ms, archiveAfterMs: config.sandboxes.archive_after_ms },
+      lives,
+      log,
+    )
     closers.push(() => sweeper.close())
     const sandboxes = new Sandboxes({ store: store.sandboxes, lives, starter: sandboxStarter })
     const snapshots = new Snapshots({
@@ -256,12 +260,14 @@ export async function startApp(config: Config, onProgress: (line: string) => voi
       records: store.records,
       idempotency,
       sandboxes,
+      snapshots,
       results: store.results,
       versionSnapshots,
       retention: {
         invocationsMs: config.retention.invocations_ms,
         logsMs: config.retention.logs_ms,
         sandboxesMs: config.retention.sandboxes_ms,
+        snapshotsMs: config.retention.snapshots_ms,
         imagesMs: config.retention.images_ms,
         versionSnapshotsMs: config.retention.version_snapshots_ms,
       },
@@ -380,9 +386,10 @@ function isAgentPool(key: PoolKey): boolean {
   return key.folder === 'agent'
 }
 
-function createDrivers(dataDir: string, options: Config['docker']): { all: Driver[]; docker: DockerDriver } {
+function createDrivers(dataDir: string, options: Config['docker'], disks?: Config['sandboxes']): { all: Driver[]; docker: DockerDriver } {
   const docker = new DockerDriver({ dataDir, host: options.host, certDir: options.cert_dir, agent: builtAgent() })
-  return { all: [new OciDriver({ dataDir }), docker, new ProcessDriver({ dataDir })], docker }
+  const oci = new OciDriver({ dataDir, ...(disks && { storageMib: disks.storage_mib, diskMib: disks.disk_mib }) })
+  return { all: [oci, docker, new ProcessDriver({ dataDir })], docker }
 }
 
 /** Sandboxes walk through it to what is shown to them, but cannot list it; what is private in it has modes of its own. */

@@ -49,6 +49,8 @@ export interface SnapshotFiles {
   /** Throws `snapshot_corrupt` unless everything is as it was when it was committed. */
   check(id: string, digest: string): Promise<unknown>
   dataDir(id: string): string
+  /** Compresses it; `check` brings it back. Returns its size. */
+  archive(id: string): Promise<number>
   remove(id: string): Promise<void>
   /** As one file. */
   export(id: string, note: unknown): Promise<Readable>

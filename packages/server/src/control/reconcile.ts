@@ -6,6 +6,7 @@ import type { Functions } from './functions.ts'
 import type { Idempotency } from './idempotency.ts'
 import type { ImageCatalog } from './images.ts'
 import type { Sandboxes } from './sandboxes/sandboxes.ts'
+import type { Snapshots } from './sandboxes/snapshots.ts'
 import type { VersionSnapshots } from './version-snapshots.ts'
 
 export interface Retention {
@@ -13,6 +14,8 @@ export interface Retention {
   logsMs: number
   /** Of sandboxes that have ended. */
   sandboxesMs: number
+  /** Of snapshots that nobody uses; null: for ever. */
+  snapshotsMs: number | null
   imagesMs: number
   /** Of snapshots from which nothing is started. */
   versionSnapshotsMs: number
@@ -50,6 +53,7 @@ export class Collector {
     records: RecordStore
     idempotency: Idempotency
     sandboxes: Sandboxes
+    snapshots: Snapshots
     results: ResultStore
     versionSnapshots: VersionSnapshots
     retention: Retention
@@ -65,6 +69,7 @@ export class Collector {
     records: RecordStore
     idempotency: Idempotency
     sandboxes: Sandboxes
+    snapshots: Snapshots
     results: ResultStore
     versionSnapshots: VersionSnapshots
     retention: Retention
@@ -94,6 +99,7 @@ export class Collector {
     await records.prune({ invocations: now - retention.invocationsMs, logs: now - retention.logsMs })
     await this.#parts.results.prune(now)
     await sandboxes.prune(now - retention.sandboxesMs)
+    if (retention.snapshotsMs !== null) await this.#parts.snapshots.prune(now - retention.snapshotsMs)
     await this.#parts.versionSnapshots.prune(now - retention.versionSnapshotsMs)
     await images.prune(retention.imagesMs)
   }

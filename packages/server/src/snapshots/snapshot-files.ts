@@ -1,15 +1,19 @@
 import { createHash, randomBytes } from 'node:crypto'
-import { existsSync } from 'node:fs'
+import { createReadStream, createWriteStream, existsSync } from 'node:fs'
 import { mkdir, open, readdir, readFile, rename, rm, writeFile } from 'node:fs/promises'
 import { dirname, join } from 'node:path'
 import type { Readable } from 'node:stream'
+import { pipeline } from 'node:stream/promises'
 import { ThawError } from '@thaw/protocol'
 import { packFolder, unpackInto } from './archive.ts'
 import { compare, corrupt, describeFolder, folderStamp, type Manifest, sizeOf } from './manifest.ts'
+import { collectObjects, shareObjects } from './objects.ts'
 
 const draftPrefix = '.draft-'
 const manifestName = 'manifest.json'
 const noteName = 'note.json'
+const archiveName = 'data.tar.zst'
+const objectsName = '.objects'
 /** A snapshot that cannot be read within this time counts as damaged. */
 const checkMs = 60_000
 
@@ -38,7 +42,10 @@ export class SnapshotFiles {
   static async open(dataDir: string, known: ReadonlySet<string>): Promise<SnapshotFiles> {
     const dir = join(dataDir, 'snapshots')
     await mkdir(dir, { recursive: true, mode: 0o700 })
-    for (const name of await readdir(dir)) if (!known.has(name)) await rm(join(dir, name), { recursive: true, force: true })
+    for (const name of await readdir(dir)) {
+      if (!known.has(name) && name !== objectsName) await rm(join(dir, name), { recursive: true, force: true })
+    }
+    await collectObjects(join(dir, objectsName))
     return new SnapshotFiles(dir)
   }
 
@@ -64,6 +71,7 @@ export class SnapshotFiles {
   async check(id: string, digest: string): Promise<Manifest> {
     const signal = AbortSignal.timeout(checkMs)
     try {
+      await this.#unarchive(id)
       const text = await readFile(join(this.#dir, id, manifestName))
       if (sha256(text) !== digest) throw corrupt('its manifest has changed')
       const manifest = JSON.parse(text.toString('utf8')) as Manifest
@@ -79,6 +87,36 @@ export class SnapshotFiles {
     }
   }
 
+  /** Keeps the snapshot compressed from now on: it takes less room, and longer to wake. Idempotent. Returns its size. */
+  async archive(id: string): Promise<number> {
+    const dir = join(this.#dir, id)
+    const path = join(dir, archiveName)
+    if (!existsSync(path)) {
+      const draft = `${path}.new`
+      await pipeline(packFolder(this.dataDir(id)), createWriteStream(draft, { mode: 0o600 }))
+      await syncPath(draft)
+      await rename(draft, path)
+    }
+    this.#checked.delete(id)
+    await rm(this.dataDir(id), { recursive: true, force: true })
+    await collectObjects(join(this.#dir, objectsName))
+    return sizeOf(dir)
+  }
+
+  /** Brings the files of an archived one back. What it says of them is compared with the manifest as ever. */
+  async #unarchive(id: string): Promise<void> {
+    const path = join(this.#dir, id, archiveName)
+    if (!existsSync(path)) return
+    const draft = `${this.dataDir(id)}.new`
+    await rm(draft, { recursive: true, force: true })
+    await mkdir(draft, { mode: 0o700 })
+    await unpackInto(draft, createReadStream(path))
+    // Left half removed by a server that ended while it archived.
+    await rm(this.dataDir(id), { recursive: true, force: true })
+    await rename(draft, this.dataDir(id))
+    await rm(path)
+  }
+
   async remove(id: string): Promise<void> {
     this.#checked.delete(id)
     const dir = join(this.#dir, id)
@@ -87,6 +125,7 @@ export class SnapshotFiles {
     const doomed = join(this.#dir, `${draftPrefix}${randomBytes(8).toString('hex')}`)
     await rename(dir, doomed)
     await rm(doomed, { recursive: true, force: true })
+    await collectObjects(join(this.#dir, objectsName))
   }
 
   /** The snapshot as one file, with `note`: what else an importer wants to know. */
@@ -145,6 +184,7 @@ export class Draft implements AsyncDisposable {
     await syncFiles(this.data, Object.entries(manifest.entries))
     await syncPath(join(this.#dir, manifestName))
     await syncPath(this.#dir)
+    await shareObjects(join(this.#root, objectsName), this.data, Object.entries(manifest.entries))
     await rename(this.#dir, join(this.#root, head.id))
     this.#committed = true
     await syncPath(this.#root)

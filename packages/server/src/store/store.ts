@@ -323,6 +323,8 @@ export interface SnapshotRow {
   error: { code: ErrorCode; message: string } | null
   created_at: number
   last_used_at: number | null
+  /** Since when its files are compressed. */
+  archived_at: number | null
 }
 
 export interface SnapshotStore {

@@ -68,6 +68,7 @@ export class Hibernation {
       error: null,
       created_at: now,
       last_used_at: null,
+      archived_at: null,
     })
   }
 
@@ -82,6 +83,16 @@ export class Hibernation {
       await this.#parts.store.count(snapshot.id, false, Date.now())
       throw error
     }
+  }
+
+  /** Keeps the snapshot of a sleeper compressed. */
+  async archive(id: string): Promise<void> {
+    const size_bytes = await this.#parts.files.archive(id)
+    await this.#parts.store.update(id, { size_bytes, archived_at: Date.now() })
+  }
+
+  async isArchived(id: string): Promise<boolean> {
+    return (await this.#parts.store.get(id))?.archived_at != null
   }
 
   async drop(id: string): Promise<void> {

@@ -1,3 +1,4 @@
+import { setTimeout as delay } from 'node:timers/promises'
 import { type BootMethod, type SandboxState, ThawError, toThawError } from '@thaw/protocol'
 import type { SandboxRow, SandboxStore } from '../../store/store.ts'
 import type { Logger } from '../../telemetry/log.ts'
@@ -26,6 +27,16 @@ export interface Started {
   bootMethod: BootMethod
 }
 
+/** A sandbox that an earlier server left, as its driver found it. */
+interface Found {
+  sandbox: LiveSandbox
+  running: AgentSandbox
+  state: 'running' | 'paused'
+}
+
+/** How long a start waits for the agents of sandboxes that were there before. */
+const patienceMs = 3000
+
 /**
  * The sandboxes that have not ended, and how they change: created, paused, hibernated, woken, ended. Every change of one
  * sandbox happens under its lock.
@@ -34,14 +45,14 @@ export class Lives {
   readonly #parts: LivesParts
   readonly #live = new Map<string, LiveSandbox>()
   readonly #locks = new KeyedLock()
-  #closed = false
+  readonly #closing = new AbortController()
 
   constructor(parts: LivesParts) {
     this.#parts = parts
   }
 
   get closed(): boolean {
-    return this.#closed
+    return this.#closing.signal.aborted
   }
 
   find(id: string): LiveSandbox | undefined {
@@ -57,40 +68,58 @@ export class Lives {
     return this.#locks.run(sandbox.row.id, change)
   }
 
-  /** Takes over what an earlier server left. */
+  /**
+   * Takes over what an earlier server left. An agent that does not answer holds up neither the others nor the start of the
+   * server: it is tried on behind it, and its sandbox can be deleted all the while.
+   */
   async open(): Promise<void> {
-    for (const row of await this.#parts.store.live()) {
-      const sandbox = new LiveSandbox(row, this.#parts.store)
-      if (row.state === 'hibernated') {
-        this.#live.set(row.id, sandbox)
-        continue
-      }
-      const driver = this.#parts.drivers.all().find((candidate) => candidate.kind === row.driver)
-      const status = row.state === 'creating' ? null : await driver?.inspect(row.id).catch(() => null)
-      if (driver === undefined || !status || status.state === 'exited') {
-        await driver?.destroy(row.id).catch(() => undefined)
-        const message = row.state === 'creating' ? 'The server ended while it was being created.' : 'It was gone when the server started.'
-        await sandbox.change({ state: 'failed', ended_at: Date.now(), error: { code: 'sandbox_not_running', message } })
-        continue
-      }
-      this.#parts.budget.force(row.spec.resources.memory_mib)
+    const rows = await this.#parts.store.live()
+    const found = await Promise.all(rows.map((row) => this.#find(row)))
+    const taken = found.filter((one) => one !== null).map((one) => this.locked(one.sandbox, () => this.#take(one)))
+    const patience = new AbortController()
+    await Promise.race([Promise.all(taken), delay(patienceMs, undefined, { signal: patience.signal })])
+    patience.abort()
+  }
+
+  /** What runs of a row. Null: nothing does, and the row says so. */
+  async #find(row: SandboxRow): Promise<Found | null> {
+    const sandbox = new LiveSandbox(row, this.#parts.store)
+    if (row.state === 'hibernated') {
       this.#live.set(row.id, sandbox)
-      const running = new AgentSandbox(row.id, driver, 0, row.access_token)
-      this.#watch(sandbox, running)
-      try {
-        await this.#takeOver(sandbox, running, status.state)
-        this.#parts.log.info({ sandbox: row.id, state: sandbox.row.state }, 'sandbox taken over')
-      } catch (error) {
-        this.#parts.log.warn({ err: error, sandbox: row.id }, 'a sandbox of an earlier server cannot be reached; it can be deleted')
-      }
+      return null
+    }
+    const driver = this.#parts.drivers.all().find((candidate) => candidate.kind === row.driver)
+    const status = row.state === 'creating' ? null : await driver?.inspect(row.id).catch(() => null)
+    if (driver === undefined || !status || status.state === 'exited') {
+      await driver?.destroy(row.id).catch(() => undefined)
+      const message = row.state === 'creating' ? 'The server ended while it was being created.' : 'It was gone when the server started.'
+      await sandbox.change({ state: 'failed', ended_at: Date.now(), error: { code: 'sandbox_not_running', message } })
+      return null
+    }
+    this.#parts.budget.force(row.spec.resources.memory_mib)
+    this.#live.set(row.id, sandbox)
+    const running = new AgentSandbox(row.id, driver, 0, row.access_token)
+    this.#watch(sandbox, running)
+    return { sandbox, running, state: status.state }
+  }
+
+  async #take({ sandbox, running, state }: Found): Promise<void> {
+    const { row } = sandbox
+    try {
+      await this.#takeOver(sandbox, running, state)
+      this.#parts.log.info({ sandbox: row.id, state: sandbox.row.state }, 'sandbox taken over')
+    } catch (error) {
+      if (sandbox.running !== running || sandbox.abandoned.signal.aborted || this.closed) return
+      this.#parts.log.warn({ err: error, sandbox: row.id }, 'a sandbox of an earlier server cannot be reached; it can be deleted')
     }
   }
 
   /** The earlier server may have ended in the middle of a change. */
-  async #takeOver({ row }: LiveSandbox, running: AgentSandbox, found: 'running' | 'paused'): Promise<void> {
+  async #takeOver({ row, abandoned }: LiveSandbox, running: AgentSandbox, found: 'running' | 'paused'): Promise<void> {
     if (row.state === 'paused' && found === 'paused') return
     if (found === 'paused') await running.driver.resume?.(row.id)
-    await reclaim(running, await this.#parts.starter.imageOf(row), row)
+    const signal = AbortSignal.any([abandoned.signal, this.#closing.signal])
+    await reclaim(running, await this.#parts.starter.imageOf(row), row, signal)
     if (row.state === 'paused') await running.driver.pause?.(row.id)
   }
 
@@ -101,7 +130,7 @@ export class Lives {
   async create(row: SandboxRow, start: (signal: AbortSignal) => Promise<Started>): Promise<SandboxRow> {
     const sandbox = new LiveSandbox(row, this.#parts.store)
     try {
-      if (this.#closed) throw new ThawError('shutting_down')
+      if (this.closed) throw new ThawError('shutting_down')
       await this.#parts.store.create(row)
     } catch (error) {
       this.#parts.budget.give(row.spec.resources.memory_mib)
@@ -214,6 +243,12 @@ export class Lives {
     this.#parts.budget.give(row.spec.resources.memory_mib)
   }
 
+  /** Called under the lock. What sleeps takes less room from now on, and longer to wake. */
+  async archive({ row }: LiveSandbox): Promise<void> {
+    const { hibernation } = this.#parts
+    if (row.hibernation_id !== null && !(await hibernation.isArchived(row.hibernation_id))) await hibernation.archive(row.hibernation_id)
+  }
+
   /** Called under the lock. Nothing of it is left afterwards but its record. */
   async end(sandbox: LiveSandbox, state: Extract<SandboxState, 'stopped' | 'failed'>, error: ThawError | null): Promise<void> {
     if (sandbox.row.ended_at !== null) return
@@ -244,7 +279,7 @@ export class Lives {
 
   /** Lets go of all sandboxes, which go on running; the next server takes them over. */
   async close(): Promise<void> {
-    this.#closed = true
+    this.#closing.abort()
     const all = [...this.#live.values()]
     for (const sandbox of all) if (sandbox.row.state === 'creating') sandbox.abandoned.abort()
     await Promise.all(all.map((sandbox) => this.locked(sandbox, async () => sandbox.running?.agent.close())))
@@ -254,7 +289,7 @@ export class Lives {
   #watch(sandbox: LiveSandbox, running: AgentSandbox): void {
     sandbox.running = running
     const ended = async () => {
-      if (sandbox.running !== running || this.#closed) return
+      if (sandbox.running !== running || this.closed) return
       const status = await running.driver.inspect(running.id).catch(() => null)
       const error =
         status?.out_of_memory === true

@@ -127,6 +127,7 @@ export class Snapshots {
       error: null,
       created_at: now,
       last_used_at: null,
+      archived_at: null,
     }
     try {
       await this.#parts.store.create(kept)
@@ -149,10 +150,20 @@ export class Snapshots {
   }
 
   async delete(caller: Caller, id: string): Promise<void> {
-    const row = await this.row(caller, id)
+    await this.#remove(await this.row(caller, id))
+  }
+
+  /** Removes those that callers took and nobody has used since that time. */
+  async prune(before: number): Promise<void> {
+    for (const row of await this.#parts.store.all()) {
+      if (row.purpose === 'user' && (row.last_used_at ?? row.created_at) < before) await this.#remove(row)
+    }
+  }
+
+  async #remove(row: SnapshotRow): Promise<void> {
     await this.#parts.store.delete(row.id)
     await this.#parts.starter.dropSnapshot(row, this.#parts.files.dataDir(row.id)).catch((error) => {
-      this.#parts.log.warn({ err: error, snapshot: id }, 'the driver could not remove what it kept of a snapshot')
+      this.#parts.log.warn({ err: error, snapshot: row.id }, 'the driver could not remove what it kept of a snapshot')
     })
     await this.#parts.files.remove(row.id)
   }

@@ -10,11 +10,13 @@ const patienceMs = 60_000
 export interface SweeperOptions {
   /** How long a sandbox is paused before it is hibernated, where its driver can; null: never. */
   hibernateAfterMs: number | null
+  /** How long a sandbox is hibernated before its snapshot is compressed; null: never. */
+  archiveAfterMs: number | null
 }
 
 /**
  * Does what is due: ends lives whose time is over, and sends to sleep what nobody uses: paused after `idle_ms`, hibernated
- * some time later.
+ * some time later, and archived after that.
  */
 export class Sweeper {
   readonly #options: SweeperOptions
@@ -23,6 +25,8 @@ export class Sweeper {
   readonly #timer: NodeJS.Timeout
   readonly #busy = new Set<LiveSandbox>()
   readonly #notBefore = new WeakMap<LiveSandbox, number>()
+  /** The snapshot of each that is known to be compressed. */
+  readonly #archived = new WeakMap<LiveSandbox, string | null>()
 
   constructor(options: SweeperOptions, lives: Lives, log: Logger) {
     this.#options = options
@@ -50,6 +54,15 @@ export class Sweeper {
     if (row.ends_at !== null && row.ends_at <= now) return () => this.#timeout(sandbox)
     if (row.state === 'running' && isIdle(sandbox)) return () => this.#idle(sandbox)
     if (this.#isLongPaused(sandbox, now)) return () => this.#hibernate(sandbox)
+    const { archiveAfterMs } = this.#options
+    if (
+      row.state === 'hibernated' &&
+      archiveAfterMs !== null &&
+      now - row.used_at >= archiveAfterMs &&
+      this.#archived.get(sandbox) !== row.hibernation_id
+    ) {
+      return () => this.#archive(sandbox)
+    }
     return null
   }
 
@@ -74,6 +87,12 @@ export class Sweeper {
       // Its driver will not learn it.
       this.#notBefore.set(sandbox, Number.POSITIVE_INFINITY)
     }
+  }
+
+  async #archive(sandbox: LiveSandbox): Promise<void> {
+    if (sandbox.row.state !== 'hibernated') return
+    await this.#lives.archive(sandbox)
+    this.#archived.set(sandbox, sandbox.row.hibernation_id)
   }
 
   #isLongPaused(sandbox: LiveSandbox, now: number): boolean {

@@ -54,6 +54,7 @@ export const sandboxes: Migration = {
       .addColumn('error', 'text')
       .addColumn('created_at', 'bigint', (column) => column.notNull())
       .addColumn('last_used_at', 'bigint')
+      .addColumn('archived_at', 'bigint')
       .execute()
     await db.schema.createIndex('snapshots_tenant').on('snapshots').columns(['tenant', 'id']).execute()
     await db.schema.createIndex('snapshots_version').on('snapshots').column('version_id').execute()

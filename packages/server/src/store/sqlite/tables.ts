@@ -146,6 +146,7 @@ export interface SnapshotTable {
   error: string | null
   created_at: number
   last_used_at: number | null
+  archived_at: number | null
 }
 
 export interface ResultTable {
