@@ -66,7 +66,7 @@ describe('a v2 host', () => {
       '67108864',
       '0',
       '32',
-      '50000 100000',
+      '10000 20000',
     ])
   })
 })
@@ -106,7 +106,10 @@ describe('a v1 host', () => {
     expect(read('memory/thaw/a/memory.limit_in_bytes')).toBe('67108864')
     expect(read('memory/thaw/a/memory.memsw.limit_in_bytes')).toBe('67108864')
     expect(read('pids/thaw/a/pids.max')).toBe('32')
-    expect(read('cpu/thaw/a/cpu.cfs_quota_us')).toBe('50000')
+    expect(read('cpu/thaw/a/cpu.cfs_quota_us')).toBe('10000')
+    expect(read('cpu/thaw/a/cpu.cfs_period_us')).toBe('20000')
+    openCgroups(root).limit('thaw/a', { ...resources, cpus: 0.02 })
+    expect([read('cpu/thaw/a/cpu.cfs_quota_us'), read('cpu/thaw/a/cpu.cfs_period_us')]).toEqual(['2000', '100000'])
   })
 
   test('remove takes the group out of every tree, with what is below it', () => {

@@ -44,11 +44,18 @@ const mib = 1024 * 1024
 const allowedDevices = [
   'c *:* m', 'b *:* m', 'c 1:3 rwm', 'c 1:5 rwm', 'c 1:7 rwm', 'c 1:8 rwm', 'c 1:9 rwm', 'c 5:0 rwm', 'c 5:2 rwm', 'c 136:* rwm',
 ] // biome-ignore format: one glance
-/** Microseconds in which a group may run for its quota. */
-export const cpuPeriod = 100_000
+/**
+ * Microseconds in which a group may run for its quota. On several processors a group uses its quota up early and fast, and
+ * whoever shares them waits for that long: the shorter, the less. The kernel gives no quota below a millisecond.
+ */
+const shortPeriod = 20_000
+const longPeriod = 100_000
+const leastQuota = 1000
 
-export function cpuQuota(cpus: number): number {
-  return Math.max(1000, Math.round(cpus * cpuPeriod))
+/** How much of which period a group may run, in microseconds. */
+export function cpuBandwidth(cpus: number): { quota: number; period: number } {
+  const period = cpus * shortPeriod >= leastQuota ? shortPeriod : longPeriod
+  return { quota: Math.max(leastQuota, Math.round(cpus * period)), period }
 }
 
 function readNumbers(path: string): number[] {
@@ -134,7 +141,8 @@ function v2(root: string): Cgroups {
       write('memory.max', String(memory_mib * mib))
       write('memory.swap.max', '0')
       write('pids.max', String(pids))
-      write('cpu.max', `${cpuQuota(cpus)} ${cpuPeriod}`)
+      const { quota, period } = cpuBandwidth(cpus)
+      write('cpu.max', `${quota} ${period}`)
     },
     create: (path) => {
       const parents: string[] = []
@@ -191,7 +199,9 @@ function v1(root: string): Cgroups {
       const files = existsSync(withSwap) ? [withSwap, file] : [file]
       for (const target of grows ? files : files.reverse()) writeFileSync(target, String(bytes))
       writeFileSync(join(root, 'pids', path, 'pids.max'), String(pids))
-      writeFileSync(join(root, 'cpu', path, 'cpu.cfs_quota_us'), String(cpuQuota(cpus)))
+      const { quota, period } = cpuBandwidth(cpus)
+      writeFileSync(join(root, 'cpu', path, 'cpu.cfs_period_us'), String(period))
+      writeFileSync(join(root, 'cpu', path, 'cpu.cfs_quota_us'), String(quota))
     },
     create: (path) => {
       for (const tree of joined) mkdirSync(join(root, tree, path), { recursive: true })

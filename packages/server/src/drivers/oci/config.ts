@@ -1,7 +1,7 @@
 import type { CreateSpec } from '../driver.ts'
 import { idShift, idShiftRange, insidePaths } from '../driver.ts'
 import { seccompProfile } from '../seccomp.ts'
-import { cpuPeriod, cpuQuota } from './cgroup.ts'
+import { cpuBandwidth } from './cgroup.ts'
 
 /** What config needs to know beside the spec of the sandbox. */
 export interface ConfigInput {
@@ -157,7 +157,7 @@ export function ociConfig(input: ConfigInput): object {
       resources: {
         memory: { limit: memoryBytes, ...(input.swapLimit ? { swap: memoryBytes } : {}) },
         pids: { limit: spec.resources.pids },
-        cpu: { quota: cpuQuota(spec.resources.cpus), period: cpuPeriod },
+        cpu: cpuBandwidth(spec.resources.cpus),
       },
       seccomp,
       maskedPaths,
