@@ -135,7 +135,7 @@ async function readyInPool(server: ThawServer): Promise<number> {
 
 /** Create, exec, delete, over and over. */
 async function cycles(bench: Workbench, server: ThawServer): Promise<Row> {
-  const count = bench.quick ? 100 : 1000
+  const count = bench.quick ? 32 : 1000
   const concurrency = 16
   bench.say(`sandboxes: ${count} lives, ${concurrency} at a time`)
   let begun = 0
@@ -165,7 +165,7 @@ async function cycles(bench: Workbench, server: ThawServer): Promise<Row> {
 }
 
 async function crowd(bench: Workbench, server: ThawServer): Promise<Row> {
-  const count = bench.quick ? 30 : 200
+  const count = bench.quick ? 16 : 200
   bench.say(`sandboxes: ${count} alive at once`)
   const before = memoryOf(server.pid, 'VmRSS')
   const started = performance.now()
