@@ -24,6 +24,8 @@ type server struct {
 	program  program
 	env      environment
 	port     int
+	// Where the program listens. Set before the session is ready. A restored socket is no longer the user's, so it is found once.
+	addresses []string
 }
 
 func newServer(session *protocol.Session, load protocol.Load, children *children) (contract, *protocol.Failure) {
@@ -37,7 +39,12 @@ func newServer(session *protocol.Session, load protocol.Load, children *children
 		return nil, failure
 	}
 	env["PORT"] = strconv.Itoa(port)
-	return &server{session: session, children: children, program: program, env: env, port: port}, nil
+	s := &server{session: session, children: children, program: program, env: env, port: port}
+	if env[hookVariable] != "" {
+		env[tokenVariable] = newToken()
+		session.Hook = s.hook
+	}
+	return s, nil
 }
 
 // choosePort takes the port of the environment, else the one that the worker wants, else any that is free.
@@ -76,6 +83,7 @@ func (s *server) load() {
 		s.session.LoadFailed(failure)
 		return
 	}
+	s.addresses = addresses
 	if err := s.serve(addresses); err != nil {
 		s.session.LoadFailed(protocol.Failure{Type: "SocketError", Message: err.Error()})
 		return

@@ -322,11 +322,66 @@ export function handler() {
     expect(await snapshotOf(server.url, again)).toBeNull()
   })
 
+  test('a web server that hears of it goes on from memory, with secrets that it is told', async () => {
+    const value = random('secret')
+    await server.thaw.secrets.create('web', value)
+    const source = `
+import json, os, time, uuid
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+loaded = str(uuid.uuid4())
+heard = []
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.answer(json.dumps({'loaded': loaded, 'heard': heard, 'host': os.uname().nodename, 'file': open(os.environ['THAW_SECRETS_DIR'] + '/web').read()}))
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers['content-length']))
+        if self.headers['thaw-hook-token'] != os.environ['THAW_HOOK_TOKEN']:
+            return self.answer('no', 403)
+        hook = json.loads(body)
+        heard.append([hook['hook'], hook.get('env'), len(hook.get('entropy') or '')])
+        self.answer('heard')
+    def answer(self, text, status=200):
+        self.send_response(status)
+        self.send_header('content-length', str(len(text)))
+        self.end_headers()
+        self.wfile.write(text.encode())
+    def log_message(self, *_): pass
+ThreadingHTTPServer(('127.0.0.1', int(os.environ['PORT'])), Handler).serve_forever()
+`
+    const name = await kept(
+      await deploy('python', source, {
+        contract: 'http',
+        env: { THAW_HOOK_PATH: '/hooks' },
+        secrets: [
+          { name: 'web', env: 'TOKEN' },
+          { name: 'web', file: '/run/secrets/web' },
+        ],
+      }),
+    )
+    const answer = await fetch(`${server.url}/fn/${name}/`)
+    expect(answer.headers.get('thaw-boot-method')).toBe('warm')
+    expect(await answer.json()).toMatchObject({
+      heard: [
+        ['before_snapshot', null, 0],
+        ['after_restore', { TOKEN: value }, 44],
+      ],
+      host: expect.stringMatching(/^sbx-/),
+      file: value,
+    })
+    expect(holding(value)).toEqual([])
+    expect((await fetch(`${server.url}/fn/${name}/hooks`, { method: 'POST', body: '{}' })).status).toBe(403)
+  })
+
   test('what cannot start from memory is refused where it is asked for', async () => {
     const program = { name: 'no', runtime: 'python', code: { inline: 'print(1)' }, contract: 'stdio', snapshot: true } as const
     await expect(server.thaw.functions.create(program)).rejects.toMatchObject({
       code: 'invalid_request',
       message: expect.stringContaining('stdio'),
+    })
+    const deaf = { name: 'no', runtime: 'python', code: { inline: 'print(1)' }, contract: 'http', snapshot: true } as const
+    await expect(server.thaw.functions.create(deaf)).rejects.toMatchObject({
+      code: 'invalid_request',
+      fix: expect.stringContaining('THAW_HOOK_PATH'),
     })
     const process = { name: 'no', runtime: 'python', code: { inline: 'handler = print' }, driver: 'process', snapshot: true } as const
     await expect(server.thaw.functions.create(process)).rejects.toMatchObject({

@@ -13,8 +13,17 @@ export function resolveConfig(
   if (config.snapshot === true && abilities.snapshot !== 'memory') {
     throw refuse(`The driver ${driver} cannot keep memory on this machine.`, 'Leave snapshot out; `thaw doctor` says what it needs.')
   }
-  if (config.snapshot === true && contract !== 'handler') {
-    throw refuse(`Programs of the contract ${contract} cannot start from memory.`, 'Leave snapshot out, or use the handler contract.')
+  const hookPath = config.env[hookPathVariable]
+  if (contract === 'http' && hookPath !== undefined && !hookPath.startsWith('/')) {
+    throw refuse(`The variable ${hookPathVariable} of env is no path.`, 'Let it begin with /, or leave it out.')
+  }
+  if (config.snapshot === true && !hearsOfSnapshots({ contract, env: config.env })) {
+    throw contract === 'http'
+      ? refuse(
+          'A web server starts from memory only where it hears of that.',
+          `Set the variable ${hookPathVariable} of env to a path that it serves; docs/snapshots.md says what it is sent.`,
+        )
+      : refuse(`Programs of the contract ${contract} cannot start from memory.`, 'Leave snapshot out, or use the handler contract.')
   }
   if (contract === 'handler' && config.runtime === 'custom') {
     throw refuse('The custom runtime has no handlers.', 'Set contract to "stdio", "http" or "custom".')
@@ -36,6 +45,14 @@ export function resolveConfig(
   }
   const image = codeImage ?? config.image ?? defaultImage(config.runtime, driver)
   return { ...config, contract, driver, image, handler: config.handler ?? defaultHandler(config.runtime, contract) }
+}
+
+/** Where a web server wants to hear of snapshots. */
+const hookPathVariable = 'THAW_HOOK_PATH'
+
+/** Whether copies of an instance can be given their secrets and new randomness: by the runtime, or by the program itself. */
+export function hearsOfSnapshots({ contract, env }: Pick<ResolvedConfig, 'contract' | 'env'>): boolean {
+  return contract === 'handler' || (contract === 'http' && env[hookPathVariable] !== undefined)
 }
 
 /** A program that needs nothing of an image gets the tools of this host, but an engine elsewhere has no view of those. */

@@ -6,6 +6,7 @@ import type { Budget } from './budget.ts'
 import type { Drivers } from './drivers.ts'
 import type { Instance } from './instance.ts'
 import type { SnapshotFiles } from './ports.ts'
+import { hearsOfSnapshots } from './resolve.ts'
 import type { Version } from './version.ts'
 import { fingerprintOf, makeVersionSnapshot } from './version-snapshot-making.ts'
 
@@ -166,9 +167,8 @@ export class VersionSnapshots {
     return old.length
   }
 
-  /** Programs of the other contracts could not be given their secrets, nor new randomness, while they run. */
   #isAble({ config }: Version): boolean {
-    if (config.contract !== 'handler') return false
+    if (!hearsOfSnapshots(config)) return false
     const driver = this.#parts.drivers.all().find((candidate) => candidate.kind === config.driver)
     return driver?.abilities.snapshot === 'memory' && driver.snapshot !== undefined
   }
