@@ -37,6 +37,8 @@ const programs = [
   { program: 'runc', package: 'runc', without: 'functions run without isolation (driver process)' },
   { program: 'ip', package: 'iproute2', without: 'containers have no network' },
   { program: 'nft', package: 'nftables', without: 'containers have no network' },
+  { program: 'mkfs.ext4', package: 'e2fsprogs', without: 'sandboxes have no disks of their own, and may fill that of the host' },
+  { program: 'losetup', package: 'mount', without: 'sandboxes have no disks of their own, and may fill that of the host' },
   { program: 'mmdebstrap', package: 'mmdebstrap', without: 'the images python, node and go cannot be built' },
   { program: 'skopeo', package: 'skopeo', without: 'OCI images cannot be used' },
   { program: 'go', package: 'golang-go', without: 'Go functions, programs with the stdio contract, and sandboxes cannot be run' },

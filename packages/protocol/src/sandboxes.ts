@@ -17,7 +17,12 @@ export const sandboxResourcesSchema = z.strictObject({
   memory_mib: z.int().min(16).max(1_048_576).default(512),
   cpus: z.number().min(0.01).max(256).default(1),
   pids: z.int().min(8).max(32_768).default(512),
-  disk_mib: z.int().min(1).max(16_777_216).optional().describe('size of the writable layer; default: what the host has'),
+  disk_mib: z
+    .int()
+    .min(1)
+    .max(16_777_216)
+    .optional()
+    .describe('what it may write to its disk (driver oci); default: as the server is configured'),
   gpus: z
     .union([z.int().min(1).max(64), z.literal('all')])
     .optional()

@@ -122,6 +122,17 @@ export const configSchema = z.strictObject({
       3650 * dayMs,
       'How long a sandbox is paused before its memory goes to disk, where its driver can keep memory; null: never.',
     ),
+    archive_after_ms: nullableWhole(
+      0,
+      3650 * dayMs,
+      'How long a sandbox is hibernated before its snapshot is compressed, which takes less room and longer to wake; null: never.',
+    ),
+    disk_mib: whole(1, 16_777_216, 'What a sandbox of the driver oci may write that asks for nothing else.'),
+    storage_mib: nullableWhole(
+      1024,
+      1_073_741_824,
+      'What all sandboxes of the driver oci together may write; null: half of what is free on the disk of the data directory.',
+    ),
   }),
   ssh: z.strictObject({
     enabled: z.boolean().meta({ description: 'Whether sandboxes can be reached over SSH.', expected: 'true or false' }),
@@ -145,6 +156,7 @@ export const configSchema = z.strictObject({
     invocations_ms: keptMs('How long records of invocations are kept.'),
     logs_ms: keptMs('How long log entries are kept.'),
     sandboxes_ms: keptMs('How long the record of a sandbox that has ended is kept.'),
+    snapshots_ms: nullableWhole(1, 3650 * dayMs, 'How long a snapshot that nobody uses is kept; null: until it is deleted.'),
     idempotency_ms: keptMs('How long the answer to a request with an Idempotency-Key is kept.'),
     images_ms: keptMs('How long an image that nothing uses is kept.'),
     version_snapshots_ms: keptMs('How long the snapshot of a version is kept from which nothing is started.'),

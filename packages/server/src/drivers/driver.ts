@@ -153,6 +153,11 @@ export interface CreateSpec {
   resources: Resources
   /** NVIDIA GPUs, by number or all. `gpu_unavailable` where the driver or the machine has none. */
   gpus?: number | 'all'
+  /**
+   * What the sandbox may write to its root file system, MiB; undefined: as the driver is configured. `invalid_request` or
+   * `driver_unavailable` where the driver or the machine cannot hold it to that.
+   */
+  disk_mib?: number
   network: NetworkMode
   /**
    * Start from this instead of from nothing. Kind `filesystem`: argv starts on the files that were kept. Kind `memory`: the

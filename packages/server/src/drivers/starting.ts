@@ -3,16 +3,20 @@ import type { CreateSpec, Handle } from './driver.ts'
 
 /**
  * What `create` promises in every driver: `start` is given up when its time is over or `signal` aborts, and whenever it
- * fails, `undo` has removed all of it before the error comes. `gpus`: the driver can give them to a sandbox.
+ * fails, `undo` has removed all of it before the error comes. `gpus`, `disks`: the driver can give them to a sandbox.
  */
 export async function startWithin(
   spec: CreateSpec,
   signal: AbortSignal | undefined,
   start: (stop: AbortSignal) => Promise<void>,
   undo: () => Promise<void>,
-  { gpus = false } = {},
+  { gpus = false, disks = false } = {},
 ): Promise<Handle> {
   if (spec.gpus !== undefined && !gpus) throw new ThawError('gpu_unavailable', 'This driver cannot give GPUs to a sandbox.')
+  if (spec.disk_mib !== undefined && !disks)
+    throw new ThawError('invalid_request', 'This driver cannot limit the disk of a sandbox.', {
+      fix: 'Leave resources.disk_mib out, or choose the driver oci.',
+    })
   const started = performance.now()
   const timeout = AbortSignal.timeout(spec.start_timeout_ms)
   try {

@@ -3,7 +3,7 @@ import { AgentClient } from '../../agent/agent.ts'
 import { type CreateSpec, type Driver, insidePaths, type Prepared } from '../../drivers/driver.ts'
 import { defaultPath } from '../launch.ts'
 
-export type AgentSpec = Pick<CreateSpec, 'network' | 'resources' | 'gpus' | 'snapshot'>
+export type AgentSpec = Pick<CreateSpec, 'network' | 'resources' | 'gpus' | 'disk_mib' | 'snapshot'>
 
 /** A started sandbox whose agent listens. It belongs to nobody yet, or to one sandbox of the API. */
 export class AgentSandbox {

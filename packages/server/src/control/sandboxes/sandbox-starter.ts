@@ -214,6 +214,11 @@ export function checkDriver(driver: Driver, spec: SandboxSpec): void {
   }
 }
 
-function limitsOf(resources: SandboxSpec['resources']): Pick<AgentSpec, 'resources' | 'gpus'> {
-  return { resources: driverResources(resources), ...(resources.gpus === undefined ? {} : { gpus: resources.gpus }) }
+function limitsOf(resources: SandboxSpec['resources']): Pick<AgentSpec, 'resources' | 'gpus' | 'disk_mib'> {
+  const { gpus, disk_mib } = resources
+  return {
+    resources: driverResources(resources),
+    ...(gpus === undefined ? {} : { gpus }),
+    ...(disk_mib === undefined ? {} : { disk_mib }),
+  }
 }

@@ -33,12 +33,16 @@ import { closeWriteEnds, dropPipes, type OutputPipes, type PipeNames, PipeSource
 import { hardNofileLimit, probeOci } from './probe.ts'
 import { parseState, Restores } from './restore.ts'
 import { MemorySnapshots, Turns, takeSnapshot } from './snapshot.ts'
+import { layerFolder, unmount, Volume } from './volume.ts'
 
 export interface OciOptions {
   /** Everything of this driver lies below it. */
   dataDir: string
   /** The OCI runtime. Default: runc, or crun where only that is installed. */
   engine?: 'runc' | 'crun'
+  /** See `VolumeOptions`; those of the default configuration otherwise. */
+  storageMib?: number | null
+  diskMib?: number
 }
 
 /** What this process knows of a sandbox that it started itself. */
@@ -52,12 +56,13 @@ interface Running {
  * namespace), see SAFETY for the rest. The root file system of an image is shared read-only between its sandboxes, or
  * the lower layer of an overlay where the sandbox may write.
  *
- * On disk, per sandbox, in `<dataDir>/oci/sandboxes/<id>/`: config.json, pid, process.json, run/ (the socket), and for writable roots upper/
- * work/ rootfs/ (the mounted overlay). State of the runtime: `<dataDir>/oci/state`. Groups: /thaw/<tag>/<id>.
+ * On disk, per sandbox, in `<dataDir>/oci/sandboxes/<id>/`: config.json, pid, process.json, run/ (the socket), and for writable roots layer
+ * (upper/ and work/, see volume.ts) and rootfs/ (the mounted overlay). State of the runtime: `<dataDir>/oci/state`. Groups: /thaw/<tag>/<id>.
  */
 export class OciDriver implements Driver {
   readonly kind = 'oci'
   readonly #memory: MemorySnapshots
+  readonly #volume: Volume
   readonly #engine: string
   readonly #sandboxesDir: string
   readonly #stateDir: string
@@ -80,6 +85,8 @@ export class OciDriver implements Driver {
     this.#cgroups = openCgroups()
     this.#network = new EgressNetwork(options.dataDir)
     this.#memory = new MemorySnapshots(options.dataDir)
+    const { dataDir, storageMib = null, diskMib = 10_240 } = options
+    this.#volume = new Volume({ dataDir, storageMib, diskMib })
     this.#adoptNetworks()
   }
 
@@ -98,7 +105,7 @@ export class OciDriver implements Driver {
   }
 
   probe(): Promise<Probe> {
-    this.#probe ??= probeOci(this.#engine, this.#cgroups)
+    this.#probe ??= probeOci(this.#engine, this.#cgroups, this.#volume)
     return this.#probe
   }
 
@@ -114,6 +121,7 @@ export class OciDriver implements Driver {
       signal,
       (stop) => this.#start(spec, stop),
       () => this.destroy(spec.id),
+      { disks: true },
     )
   }
 
@@ -139,7 +147,7 @@ export class OciDriver implements Driver {
       writeFileSync(join(dir, 'resolv.conf'), this.#network.resolvConf, { mode: 0o644 })
       mounts.push({ source: join(dir, 'resolv.conf'), target: '/etc/resolv.conf', readonly: true })
     }
-    if (spec.root === 'writable') await makeLayer(dir, spec.snapshot?.dir)
+    if (spec.root === 'writable') await makeLayer(this.#volume, dir, spec)
 
     const failed = new AbortController()
     const stop = AbortSignal.any([signal, failed.signal])
@@ -265,7 +273,8 @@ export class OciDriver implements Driver {
     const cgroup = this.#alive(id)
     const pid = this.#firstProcess(id)?.pid as number
     const dir = this.#dir(id)
-    const upper = existsSync(join(dir, 'upper')) ? join(dir, 'upper') : undefined
+    const layer = join(layerFolder(dir), 'upper')
+    const upper = existsSync(layer) ? layer : undefined
     const pipes = readJson<PipeNames>(join(dir, 'pipes.json'))
     const subject = { cgroups: this.#cgroups, cgroup, pid, upper, pipes, memory: this.#memory }
     return this.#snapshots.inTurn(id, () => takeSnapshot(target, subject))
@@ -330,8 +339,8 @@ export class OciDriver implements Driver {
     rmSync(join(this.#stateDir, id), { recursive: true, force: true })
     await this.#network.remove(id)
     const dir = this.#dir(id)
-    const mounted = join(dir, 'rootfs')
-    if (existsSync(mounted)) await unmount(mounted)
+    await unmount(join(dir, 'rootfs'))
+    await this.#volume.give(dir)
     rmSync(dir, { recursive: true, force: true })
     this.#running.delete(id)
   }
@@ -339,7 +348,9 @@ export class OciDriver implements Driver {
   async close(): Promise<void> {
     await this.#pipes.close()
     await this.#network.dropSpares()
-    if ((await this.list()).length > 0) return
+    const sandboxesLeft = (await this.list()).length > 0
+    await this.#volume.close(sandboxesLeft)
+    if (sandboxesLeft) return
     await this.#network.close()
     if (existsSync('/sys/fs/cgroup')) this.#cgroups.remove(this.#cgroupBase)
   }
@@ -390,11 +401,4 @@ function killQuietly(pid: number): void {
   } catch {
     // Gone already.
   }
-}
-
-/** Lazily, where something still holds the mount: it goes away with its last user. */
-async function unmount(path: string): Promise<void> {
-  const mounts = readFileSync('/proc/self/mountinfo', 'utf8')
-  if (!mounts.includes(` ${path} `)) return
-  await runCommand('umount', [path]).catch(() => runCommand('umount', ['--lazy', path]))
 }

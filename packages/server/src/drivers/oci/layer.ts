@@ -1,22 +1,39 @@
 import { chownSync, existsSync, mkdirSync, readdirSync, statSync } from 'node:fs'
 import { join } from 'node:path'
+import { ThawError } from '@thaw/protocol'
 import { runCommand } from '../command.ts'
-import { idShift } from '../driver.ts'
+import { type CreateSpec, idShift } from '../driver.ts'
 import { snapshotFolders } from './checkpoint.ts'
 import type { FileSystem } from './restore.ts'
+import { layerFolder, type Volume } from './volume.ts'
 
 /**
  * Makes the writable layer of a sandbox, with what one of a snapshot holds: owners, links, attributes and the marks of what was
  * deleted. It is shared with the snapshot where the file system can (XFS, Btrfs), else copied; so neither changes the other.
+ *
+ * @param dir of the sandbox.
  */
-export async function makeLayer(dir: string, snapshotDir: string | undefined): Promise<void> {
-  for (const name of ['upper', 'work', 'rootfs']) {
-    mkdirSync(join(dir, name), { mode: 0o755 })
-    chownSync(join(dir, name), idShift, idShift)
+export async function makeLayer(
+  volume: Volume,
+  dir: string,
+  { disk_mib, snapshot }: Pick<CreateSpec, 'disk_mib' | 'snapshot'>,
+): Promise<void> {
+  const folder = await volume.take(dir, disk_mib)
+  for (const path of [join(folder, 'upper'), join(folder, 'work'), join(dir, 'rootfs')]) {
+    mkdirSync(path, { mode: 0o755, recursive: true })
+    chownSync(path, idShift, idShift)
   }
-  const kept = snapshotDir === undefined ? undefined : join(snapshotDir, snapshotFolders.upper)
+  const kept = snapshot === undefined ? undefined : join(snapshot.dir, snapshotFolders.upper)
   if (kept === undefined || !existsSync(kept) || isPristine(kept)) return
-  await runCommand('cp', ['-a', '--reflink=auto', '--no-target-directory', kept, join(dir, 'upper')], { timeoutMs: 600_000 })
+  try {
+    await runCommand('cp', ['-a', '--reflink=auto', '--no-target-directory', kept, join(folder, 'upper')], { timeoutMs: 600_000 })
+  } catch (error) {
+    if (!/No space left on device/.test(JSON.stringify((error as ThawError).details))) throw error
+    throw new ThawError('disk_full', 'The files of the snapshot do not fit on the disk of the sandbox.', {
+      fix: 'Raise resources.disk_mib, or sandboxes.disk_mib of the server.',
+      cause: error,
+    })
+  }
 }
 
 /** Empty, and the root folder itself was not changed either. */
@@ -27,6 +44,7 @@ function isPristine(folder: string): boolean {
 
 /** The layer over an image. */
 export function overlay(dir: string, image: string): FileSystem {
-  const layers = `lowerdir=${image},upperdir=${join(dir, 'upper')},workdir=${join(dir, 'work')}`
+  const folder = layerFolder(dir)
+  const layers = `lowerdir=${image},upperdir=${join(folder, 'upper')},workdir=${join(folder, 'work')}`
   return { source: 'overlay', type: 'overlay', options: `${layers},nodev,nosuid` }
 }

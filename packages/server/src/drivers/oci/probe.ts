@@ -6,6 +6,7 @@ import { runCommand } from '../command.ts'
 import type { Cgroups } from './cgroup.ts'
 import { ociConfig } from './config.ts'
 import { criuInstalled } from './criu.ts'
+import type { Volume } from './volume.ts'
 
 /** The hard limit of open files of this process; children cannot have more where raising it is not allowed. */
 export function hardNofileLimit(): number {
@@ -17,7 +18,7 @@ export function hardNofileLimit(): number {
 const fixedRunc = ['1.3.6', '1.4.3', '1.5.0']
 
 /** Looks for the engine and the tools beside it, then runs a container to see whether all of it works here. */
-export async function probeOci(engine: string, cgroups: Cgroups): Promise<Probe> {
+export async function probeOci(engine: string, cgroups: Cgroups, volume: Volume): Promise<Probe> {
   const probe: Probe = { usable: false, versions: {}, missing: [], warnings: [] }
   const lack = (what: string, fix: string) => probe.missing.push({ what, fix })
   if (process.platform !== 'linux') lack('Linux', 'Containers need a Linux host.')
@@ -46,6 +47,11 @@ export async function probeOci(engine: string, cgroups: Cgroups): Promise<Probe>
     else probe.versions[tool] = /[\d.]{3,}/.exec(found.stdout)?.[0] ?? 'unknown'
   }
   if (!criuInstalled()) probe.warnings.push('CRIU is missing: snapshots keep files only, no memory. docs/snapshots.md says how to get it.')
+  const noDisks = await volume.problem()
+  if (noDisks !== null)
+    probe.warnings.push(
+      `Sandboxes cannot have disks of their own on this host, so they may fill its disk. Needed: loop devices, util-linux (losetup, mount), e2fsprogs (mkfs.ext4). ${noDisks}`,
+    )
   // What fails once on a busy machine must not leave the server without isolation: only what fails twice counts.
   const problem = (await tryContainer(engine, cgroups)) === null ? null : await tryContainer(engine, cgroups)
   if (problem === null) probe.usable = true
