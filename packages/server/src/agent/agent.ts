@@ -93,8 +93,15 @@ export class AgentClient {
 
   /** The sandbox goes on, or is a clone: `init` is its new identity. */
   async resumeFromSnapshot(init: AgentInit, signal?: AbortSignal): Promise<void> {
-    await this.#json({ method: 'POST', path: '/snapshot/resume', signal }, init)
+    const [headers, before] = [this.headers, this.#token]
+    // The agent obeys the new token before its answer is here: who calls it in between must have it already.
     if (init.accessToken !== undefined) this.#token = init.accessToken
+    try {
+      await this.#json({ method: 'POST', path: '/snapshot/resume', headers, signal }, init)
+    } catch (error) {
+      this.#token = before
+      throw error
+    }
   }
 
   async stats(signal?: AbortSignal): Promise<Record<string, unknown>> {
