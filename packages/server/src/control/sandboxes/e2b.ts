@@ -1,5 +1,5 @@
 import { createHmac } from 'node:crypto'
-import { type SandboxItem, ThawError, toThawError } from '@thaw/protocol'
+import { type SandboxItem, ThawError } from '@thaw/protocol'
 import { z } from 'zod'
 import type { E2bFacet, SandboxRow } from '../../store/store.ts'
 import type { Caller } from '../caller.ts'
@@ -151,18 +151,11 @@ export class E2bSandboxes {
     await this.#parts.sandboxes.update(caller, id, { timeout_ms: timeoutMs })
   }
 
-  /** New sandboxes that go on from its memory, each of them or the reason why not. */
-  async fork(caller: Caller, id: string, count: number, timeoutMs: number): Promise<({ view: E2bView } | { error: ThawError })[]> {
+  /** New sandboxes that go on from its memory: all of them, or none. */
+  async fork(caller: Caller, id: string, count: number, timeoutMs: number): Promise<E2bView[]> {
     await this.#live(caller, id)
-    try {
-      const { items } = await this.#parts.snapshots.fork(caller, id, { count, kind: 'memory', fallback: false, timeout_ms: timeoutMs })
-      return items.map((item) => ({ view: this.#view(item) }))
-    } catch (error) {
-      const failure = toThawError(error)
-      // What the sandbox itself cannot do is an answer to the call, not the fate of each fork.
-      if (['snapshot_unsupported', 'sandbox_not_found', 'sandbox_not_running'].includes(failure.code)) throw failure
-      return Array.from({ length: count }, () => ({ error: failure }))
-    }
+    const { items } = await this.#parts.snapshots.fork(caller, id, { count, kind: 'memory', fallback: false, timeout_ms: timeoutMs })
+    return items.map((item) => this.#view(item))
   }
 
   /** What it uses now, in the words of its agent; null while it sleeps. Inside, the whole host may be seen: its share counts. */

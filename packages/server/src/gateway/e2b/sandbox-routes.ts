@@ -2,7 +2,7 @@ import type { FastifyRequest } from 'fastify'
 import { callerOf } from '../auth.ts'
 import { answerOnce } from '../idempotency.ts'
 import type { Routes } from '../server.ts'
-import { e2bError, unsupported } from './errors.ts'
+import { unsupported } from './errors.ts'
 import type { E2bRouteParts } from './index.ts'
 import { milliseconds, readCreate, readMetadata, readNetwork, readToken, withoutMemory, writeToken } from './requests.ts'
 import {
@@ -112,14 +112,9 @@ function lifeRoutes(app: Routes, { e2b, templates, idempotency, sandboxDomain }:
 
   app.post('/sandboxes/:id/fork', { schema: { hide: true, ...params, body: forkSchema } }, async (request, reply) => {
     const { timeout, count } = request.body
-    const results = await e2b.fork(callerOf(request), request.params.id, count ?? 1, milliseconds(timeout ?? oldTimeoutS))
-    return reply
-      .status(201)
-      .send(
-        results.map((result) =>
-          'view' in result ? { sandbox: sandboxView(result.view, domainOf(request)) } : { error: e2bError(result.error) },
-        ),
-      )
+    // E2B tells of each fork by itself. Here all of them succeed, or the call fails, and clients try again where that may help.
+    const views = await e2b.fork(callerOf(request), request.params.id, count ?? 1, milliseconds(timeout ?? oldTimeoutS))
+    return reply.status(201).send(views.map((view) => ({ sandbox: sandboxView(view, domainOf(request)) })))
   })
 }
 
