@@ -58,7 +58,13 @@ func (s *Server) prepareSnapshot(w http.ResponseWriter, r *http.Request) {
 	_ = unix.Prctl(unix.PR_SET_DUMPABLE, 1, 0, 0, 0)
 	own, _ := r.Context().Value(connKey{}).(net.Conn)
 	s.conns.closeAll(own)
-	connect.WriteJSON(w, http.StatusOK, snapshotResponse{hooks})
+	// The end of this answer is the end of its connection: whoever has heard all of it may freeze what is left of us.
+	w.Header().Set("Transfer-Encoding", "identity")
+	w.Header().Set("Content-Type", "application/json")
+	if body, err := connect.Encode(snapshotResponse{hooks}); err == nil {
+		_, _ = w.Write(body)
+	}
+	_ = http.NewResponseController(w).Flush()
 }
 
 // resumeSnapshot gives the parent, or a restored clone, its identity and lets calls in again. When a hook fails, none get in.
