@@ -110,7 +110,7 @@ export const errorTable = define({
     'There is no such file in the sandbox.',
     'List the folder; paths are absolute, or relative to the home folder.',
   ),
-  snapshot_not_found: caller(404, 'There is no snapshot of this id.', 'List snapshots with GET /v1/snapshots.'),
+  snapshot_not_found: caller(404, 'There is no snapshot of this id.', 'List snapshots with `thaw snapshot ls`.'),
   image_not_found: caller(404, 'There is no image of this name.', 'List images with `thaw image ls`.'),
   method_not_allowed: caller(405, 'This path does not take this method.', 'The Allow header names the methods that it takes.'),
   request_timeout: caller(408, 'The request did not arrive in time.', 'Send headers and body without long pauses.', true),

@@ -15,6 +15,7 @@ export {
   errorTable,
   executeModes,
   type FileItem,
+  type Fork,
   type FunctionItem,
   functionConfigSchema,
   functionNameSchema,
@@ -29,6 +30,7 @@ export {
   networkModes,
   type PoolItem,
   poolRuntimes,
+  type Restore,
   type Role,
   roles,
   runtimes,
@@ -39,12 +41,14 @@ export {
   type SandboxTree,
   type SandboxUpdate,
   type SecretItem,
+  type SnapshotCreate,
   type SnapshotItem,
   type SshKeyCreate,
   type SshKeyItem,
   type SshKeyRotate,
   sandboxNameSchema,
   sandboxStates,
+  snapshotKinds,
   ThawError,
   type VersionItem,
 } from '@thaw/protocol'
@@ -82,7 +86,7 @@ export {
 } from './sandboxes/process.ts'
 export type { Sandbox } from './sandboxes/sandbox.ts'
 export type { Sandboxes, SandboxQuery } from './sandboxes/sandboxes.ts'
-export type { Forked, SnapshotQuery, Snapshots } from './sandboxes/snapshots.ts'
+export type { Forked, ImportOptions, SnapshotArchive, SnapshotQuery, Snapshots, TransferOptions } from './sandboxes/snapshots.ts'
 export type { Secrets } from './secrets.ts'
 export type { SshKeys } from './ssh-keys.ts'
 export type { InvocationStream } from './stream.ts'

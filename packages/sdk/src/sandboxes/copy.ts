@@ -1,4 +1,4 @@
-import { createReadStream, createWriteStream, type Stats } from 'node:fs'
+import { createReadStream, createWriteStream, type ReadStream, type Stats } from 'node:fs'
 import { chmod, constants, lstat, mkdir, open, opendir, readlink, rm, stat, symlink, utimes } from 'node:fs/promises'
 import { basename, dirname, join, resolve } from 'node:path'
 import { Readable } from 'node:stream'
@@ -39,6 +39,19 @@ export interface CopyOptions {
 
 export async function isFolder(path: string): Promise<boolean> {
   return (await stat(path).catch((cause: unknown) => failed(path, cause))).isDirectory()
+}
+
+/** A local file, opened at once, so that what is wrong with it is known before anything is sent. The caller destroys it. */
+export async function openLocal(path: string): Promise<ReadStream> {
+  try {
+    const file = await open(path)
+    const info = await file.stat()
+    if (!info.isDirectory()) return file.createReadStream()
+    await file.close()
+  } catch (cause) {
+    return failed(path, cause)
+  }
+  throw new ThawError('file_invalid', `${path} is a folder.`, { fix: 'Name a file.' })
 }
 
 /**
@@ -253,7 +266,8 @@ async function local<Result>(path: string, work: () => Promise<Result>): Promise
 function failed(path: string, cause: unknown): never {
   if (cause instanceof ThawError) throw cause
   const code = (cause as NodeJS.ErrnoException).code
-  if (code === 'ENOENT') throw new ThawError('file_not_found', `There is no ${path} on this machine.`, { cause })
+  if (code === 'ENOENT')
+    throw new ThawError('file_not_found', `There is no ${path} on this machine.`, { fix: 'Look whether the path is right.', cause })
   if (code === 'EACCES' || code === 'EPERM')
     throw new ThawError('file_forbidden', `${path} may not be used on this machine: ${text(cause)}.`, { cause })
   throw new ThawError('file_invalid', `${path} cannot be copied: ${text(cause)}.`, { cause })

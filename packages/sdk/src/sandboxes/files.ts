@@ -187,7 +187,8 @@ export class SandboxFiles {
   }
 }
 
-function bodyOf(content: FileContent): NonNullable<RequestInit['body']> {
+/** A request body of pieces that are made while it is sent, or of what is there already. */
+export function bodyOf(content: FileContent): NonNullable<RequestInit['body']> {
   if (typeof content === 'object' && Symbol.asyncIterator in content && !(content instanceof ReadableStream)) return streamOf(content)
   return content as NonNullable<RequestInit['body']>
 }

@@ -47,7 +47,10 @@ export async function unpackInto(dir: string, archive: Readable): Promise<void> 
       (error: unknown) => error,
     )
     if (/No space left/.test(String(why))) throw new ThawError('disk_full', undefined, { cause: why })
-    throw new ThawError('archive_invalid', 'This is no snapshot that was exported, or not all of it.', { cause: why })
+    throw new ThawError('archive_invalid', 'This is no snapshot that was exported, or not all of it.', {
+      fix: 'Send the whole file, as `thaw snapshot export` wrote it.',
+      cause: why,
+    })
   }
 }
 
