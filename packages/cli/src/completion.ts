@@ -1,14 +1,17 @@
 import type { Command, Option } from 'commander'
 
+/** What has names that the server knows. */
+type Named = keyof typeof listOf
+
 /** A command as the shells see it. */
 interface Entry {
   /** Words that lead to it, such as `image pull`; empty for thaw itself. */
   path: string
   description: string
   subcommands: { name: string; description: string }[]
-  options: { flags: string[]; description: string; values: readonly string[]; takesValue: boolean }[]
+  options: { flags: string[]; description: string; values: readonly string[]; named: Named | undefined; takesValue: boolean }[]
   /** Values of its first argument, or where to get them. */
-  argument: 'function' | 'sandbox' | 'folder' | readonly string[]
+  argument: Named | 'folder' | readonly string[]
 }
 
 export const shells = ['bash', 'zsh', 'fish'] as const
@@ -34,9 +37,10 @@ function entriesOf(command: Command, path: string, globals: readonly Option[]): 
         flags: [option.long, option.short].filter((flag) => typeof flag === 'string'),
         description: option.description,
         values: option.argChoices ?? [],
+        named: namedBy(/<(s\w+)>/.exec(option.flags)?.[1]),
         takesValue: option.required || option.optional,
       })),
-      { flags: ['--help', '-h'], description: 'show help', values: [], takesValue: false },
+      { flags: ['--help', '-h'], description: 'show help', values: [], named: undefined, takesValue: false },
     ],
     argument: argumentOf(command),
   }
@@ -47,17 +51,29 @@ function entriesOf(command: Command, path: string, globals: readonly Option[]): 
 function argumentOf(command: Command): Entry['argument'] {
   const [first] = command.registeredArguments
   if (first?.argChoices !== undefined) return first.argChoices
-  if (first?.name() === 'name' || first?.name() === 'names') return 'function'
-  if (first?.name() === 'sandbox' || first?.name() === 'sandboxes') return 'sandbox'
-  return first?.name() === 'dir' ? 'folder' : []
+  return namedBy(first?.name()) ?? (first?.name() === 'dir' ? 'folder' : [])
 }
 
-const listOf = { function: 'thaw ls --quiet 2>/dev/null', sandbox: 'thaw sandbox ls --quiet 2>/dev/null' }
+function namedBy(placeholder: string | undefined): Named | undefined {
+  if (placeholder === 'name' || placeholder === 'names') return 'function'
+  if (placeholder === 'sandbox' || placeholder === 'sandboxes') return 'sandbox'
+  return placeholder === 'snapshot' || placeholder === 'snapshots' ? 'snapshot' : undefined
+}
+
+function isNamed(argument: Entry['argument']): argument is Named {
+  return typeof argument === 'string' && argument !== 'folder'
+}
+
+const listOf = {
+  function: 'thaw ls --quiet 2>/dev/null',
+  sandbox: 'thaw sandbox ls --quiet 2>/dev/null',
+  snapshot: 'thaw snapshot ls --quiet 2>/dev/null',
+}
 
 function bash(entries: Entry[]): string {
   const cases = entries.map((entry) => {
     const words = [...entry.subcommands.map((child) => child.name), ...(typeof entry.argument === 'string' ? [] : entry.argument)]
-    const dynamic = entry.argument === 'function' || entry.argument === 'sandbox' ? ` $(${listOf[entry.argument]})` : ''
+    const dynamic = isNamed(entry.argument) ? ` $(${listOf[entry.argument]})` : ''
     const folders = entry.argument === 'folder' ? `\n      COMPREPLY=($(compgen -d -- "$word"))` : ''
     return `    "${entry.path}")
       options="${entry.options.flatMap((option) => option.flags).join(' ')}"
@@ -66,11 +82,13 @@ function bash(entries: Entry[]): string {
   const values = new Map(
     entries.flatMap((entry) =>
       entry.options
-        .filter((option) => option.values.length > 0)
-        .flatMap(({ flags, values }) => flags.map((flag) => [flag, values] as const)),
+        .filter((option) => option.values.length > 0 || option.named !== undefined)
+        .flatMap(({ flags, values, named }) =>
+          flags.map((flag) => [flag, named === undefined ? values.join(' ') : `$(${listOf[named]})`] as const),
+        ),
     ),
   )
-  const valueCases = [...values].map(([flag, list]) => `    ${flag}) COMPREPLY=($(compgen -W "${list.join(' ')}" -- "$word")); return ;;`)
+  const valueCases = [...values].map(([flag, list]) => `    ${flag}) COMPREPLY=($(compgen -W "${list}" -- "$word")); return ;;`)
   const known = entries.map((entry) => `"${entry.path}"`).join('|')
   return `_thaw() {
   local word="\${COMP_WORDS[COMP_CWORD]}" path="" options="" words="" at next
@@ -98,13 +116,13 @@ function fish(entries: Entry[]): string {
     const condition = conditionOf(entry)
     for (const child of entry.subcommands)
       lines.push(`complete -c thaw -n ${quote(condition)} -a ${child.name} -d ${quote(child.description)}`)
-    for (const { flags, description, values, takesValue } of entry.options) {
+    for (const { flags, description, values, named, takesValue } of entry.options) {
       const names = flags.map((flag) => (flag.startsWith('--') ? `-l ${flag.slice(2)}` : `-s ${flag.slice(1)}`)).join(' ')
-      const value = values.length > 0 ? ` -x -a ${quote(values.join(' '))}` : takesValue ? ' -r' : ''
+      const list = named === undefined ? values.join(' ') : `(${listOf[named]})`
+      const value = list !== '' ? ` -x -a ${quote(list)}` : takesValue ? ' -r' : ''
       lines.push(`complete -c thaw -n ${quote(condition)} ${names}${value} -d ${quote(description)}`)
     }
-    if (entry.argument === 'function' || entry.argument === 'sandbox')
-      lines.push(`complete -c thaw -n ${quote(condition)} -a ${quote(`(${listOf[entry.argument]})`)}`)
+    if (isNamed(entry.argument)) lines.push(`complete -c thaw -n ${quote(condition)} -a ${quote(`(${listOf[entry.argument]})`)}`)
     else if (entry.argument === 'folder') lines.push(`complete -c thaw -n ${quote(condition)} -a '(__fish_complete_directories)'`)
     else if (entry.argument.length > 0) lines.push(`complete -c thaw -n ${quote(condition)} -a ${quote(entry.argument.join(' '))}`)
   }

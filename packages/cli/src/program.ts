@@ -15,6 +15,7 @@ import * as rollback from './commands/rollback.ts'
 import * as run from './commands/run.ts'
 import * as sandbox from './commands/sandbox.ts'
 import * as secret from './commands/secret.ts'
+import * as snapshot from './commands/snapshot.ts'
 import * as ssh from './commands/ssh.ts'
 import * as sshKey from './commands/ssh-key.ts'
 import * as up from './commands/up.ts'
@@ -37,6 +38,7 @@ const commands = [
   versions,
   rollback,
   sandbox,
+  snapshot,
   run,
   ssh,
   doctor,

@@ -1,3 +1,4 @@
+import { buffer } from 'node:stream/consumers'
 import type { Sandbox } from '@thaw/sdk'
 import type { Command } from 'commander'
 import { type Context, withServer } from '../context.ts'
@@ -5,15 +6,18 @@ import { UsageError } from '../errors.ts'
 import type { Output } from '../output.ts'
 import { runTerminal } from '../terminal.ts'
 import { takesCommandLine } from '../trailing.ts'
+import { runCached } from './run-cached.ts'
 import { createSandbox } from './sandbox-create.ts'
 import { runIn } from './sandbox-exec.ts'
-import { type SandboxFlags, sandboxCreate, withSandboxFlags } from './sandbox-input.ts'
+import { longDurationMs, type SandboxFlags, sandboxCreate, withSandboxFlags } from './sandbox-input.ts'
 import { liveStates } from './sandbox-list.ts'
 
 interface Flags extends SandboxFlags {
   interactive?: boolean
   tty?: boolean
   keep?: boolean
+  cached?: boolean
+  cacheTtl?: number
   cwd?: string
   user?: string
 }
@@ -27,6 +31,8 @@ export function register(program: Command, output: Output): void {
     .option('-i, --interactive', 'pass standard input on, which is done anyway where it is no terminal')
     .option('-t, --tty', 'open a terminal')
     .option('--keep', 'do not remove the sandbox')
+    .option('--cached', 'give the result of an earlier run of the very same, if there is one; see below')
+    .option('--cache-ttl <duration>', 'with --cached: how long the result is kept (default: 1h)', longDurationMs)
     .option('-w, --cwd <dir>', 'folder to run in')
     .option('-u, --user <user>', 'default: root of the sandbox')
   withSandboxFlags(run)
@@ -37,12 +43,29 @@ Examples:
   thaw run python python3 -c 'print(6 * 7)'
   thaw run -it node
   cat main.py | thaw run --network none python python3 -
-  thaw run --keep --name lab python -- pip install requests`,
+  thaw run --keep --name lab python -- pip install requests
+  thaw run --cached --cache-ttl 1d python python3 -c 'print(sum(range(10**8)))'
+
+--cached runs the command once for each image, command line, environment, input and limits, and keeps the result where it
+succeeded. Its network is none unless --network says more, --timeout is that of the command (60s), input is passed on with -i
+only, and the output comes at the end.`,
     )
     .action((image: string, line: string[], flags: Flags, command: Command) =>
       withServer(command, output, async (context) => {
         const terminal = flags.tty === true || (line.length === 0 && process.stdin.isTTY && process.stdout.isTTY)
         if (line.length === 0 && !terminal) throw new UsageError('Say which command is to be run.')
+        if (flags.cacheTtl !== undefined && flags.cached !== true) throw new UsageError('--cache-ttl belongs to --cached.')
+        if (flags.cached === true) {
+          if (line.length === 0) throw new UsageError('Say which command is to be run.')
+          process.exitCode = await runCached(
+            context,
+            image,
+            line,
+            flags,
+            flags.interactive === true ? await buffer(process.stdin) : undefined,
+          )
+          return
+        }
         if (terminal && output.json) throw new UsageError('A terminal has no JSON.', 'Leave --json or --tty out.')
         process.exitCode = await inNewSandbox(context, image, flags, (sandbox) =>
           terminal

@@ -26,6 +26,14 @@ const verbs: Verb[] = [
     run: (sandbox, signal) => sandbox.pause({ signal }),
   },
   {
+    name: 'hibernate',
+    description: 'Put the memory of sandboxes on disk and end their processes. The next call wakes a sandbox as it was.',
+    doing: 'hibernating',
+    done: 'hibernated',
+    states: ['running', 'paused'],
+    run: (sandbox, signal) => sandbox.hibernate({ signal }),
+  },
+  {
     name: 'resume',
     description: 'Let sandboxes go on.',
     doing: 'waking',

@@ -116,6 +116,7 @@ function describe(item: SandboxItem): string {
     ['ports', portsText(item.ports)],
     ['timeout', item.timeout_ms === null ? null : `${item.timeout_ms} ms, then ${item.on_timeout}`],
     ['idle', item.idle_ms === null ? null : `paused after ${item.idle_ms} ms without a call`],
+    ['hibernate', item.hibernate_ms === null ? null : `hibernated after ${item.hibernate_ms} ms of pause`],
     [
       'metadata',
       Object.entries(item.metadata)
