@@ -1,4 +1,4 @@
-import { existsSync, mkdirSync, readdirSync, readFileSync, statSync } from 'node:fs'
+import { existsSync, mkdirSync, readdirSync, readFileSync, statSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { expect, test } from 'vitest'
 import { Api } from '../support/api.ts'
@@ -88,6 +88,24 @@ test.skipIf(skip !== null)(title('a fork and what wakes from a hibernation have 
     expect((await api.exec(one, fill)).stdout).toContain('No space left on device')
     expect(Number(await api.stdout(one, 'stat -c %s /root/full'))).toBeLessThan(65 * mib)
   }
+})
+
+test.skipIf(skip !== null)(title('when the volume fails, new sandboxes get another one, and the old ones can be deleted'), async () => {
+  await using server = await startServer({ driver: 'oci', pools: { size: 0 } })
+  const api = new Api(server.url)
+  const old = await api.sandbox({})
+  const image = join(server.dataDir, 'oci', 'volume.img')
+  const device = readdirSync('/sys/block').find((name) => {
+    const file = join('/sys/block', name, 'loop', 'backing_file')
+    return existsSync(file) && readFileSync(file, 'utf8').trim() === image
+  }) as string
+  // What the kernel does when the disk below does not take what it is given.
+  writeFileSync(join('/sys/fs/ext4', device, 'trigger_fs_error'), 'the disk of the host is full')
+  const { id } = await api.sandbox({})
+  expect(await api.stdout(id, 'echo well > /root/x; cat /root/x')).toBe('well\n')
+  for (const one of [old.id, id]) expect((await api.send('DELETE', `/v1/sandboxes/${one}`)).status).toBe(204)
+  await server[Symbol.asyncDispose]()
+  expect(residueOf(server.dataDir, 'stopped')).toEqual(nothing)
 })
 
 test.skipIf(skip !== null)(title('a disk that is asked for is never ignored'), async () => {

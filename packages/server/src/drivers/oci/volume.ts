@@ -1,18 +1,19 @@
 import { randomBytes } from 'node:crypto'
 import {
-  accessSync,
   chmodSync,
   chownSync,
-  constants,
   existsSync,
   mkdirSync,
   mkdtempSync,
   readdirSync,
   readFileSync,
   readlinkSync,
+  rmdirSync,
   rmSync,
   statfsSync,
   symlinkSync,
+  truncateSync,
+  writeFileSync,
 } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { basename, join } from 'node:path'
@@ -175,7 +176,8 @@ export class Volume {
   }
 
   async #makeVolume(): Promise<number> {
-    // What was on it belonged to sandboxes that a restart of the host has ended.
+    // What was on it belonged to sandboxes that a restart of the host has ended, or to the volume that failed.
+    for (const mounted of mountsBelow(this.#dir)) await unmount(mounted)
     await detachLoops(this.#image)
     rmSync(this.#image, { force: true })
     rmSync(this.#dir, { recursive: true, force: true })
@@ -192,7 +194,7 @@ export class Volume {
     const sizeMib = diskMib + Math.ceil((inodes * inodeBytes) / mib + diskMib / 256) + 16
     const folder = join(this.#dir, name)
     try {
-      await makeFileSystem(`${folder}.img`, folder, { sizeMib, inodes, owner: idShift, options: 'errors=remount-ro' })
+      await makeFileSystem(`${folder}.img`, folder, { sizeMib, inodes, owner: idShift, options: 'nodiscard' })
       return name
     } catch (error) {
       await this.#unmake(name)
@@ -215,14 +217,15 @@ export class Volume {
   /** Makes spares one after the other, in the background. One that cannot be made is made, or fails, when it is needed. */
   #refill(diskMib: number): void {
     if (this.#refilling !== undefined || this.#closed || this.#spares.length >= spareCount) return
-    this.#refilling = new Promise<void>((resolve) => setTimeout(resolve, refillDelayMs).unref())
+    const volume = this.#opened
+    this.#refilling = new Promise<void>((resolve) => setTimeout(resolve, refillDelayMs))
       .then(async () => {
-        if (!this.#closed) this.#spares.push(await this.#make(diskMib))
+        if (this.#closed || this.#opened !== volume) return false
+        const name = await this.#make(diskMib)
+        if (this.#opened === volume) this.#spares.push(name)
+        return true
       })
-      .then(
-        () => true,
-        () => false,
-      )
+      .catch(() => false)
       .then((made) => {
         this.#refilling = undefined
         if (made) this.#refill(diskMib)
@@ -249,16 +252,16 @@ interface FileSystemShape {
 async function makeFileSystem(image: string, folder: string, { sizeMib, inodes, owner, options }: FileSystemShape): Promise<void> {
   const script = `set -e
 PATH="$PATH:/usr/sbin:/sbin"
-umask 077
-truncate -s "$3M" "$1"
-mkfs.ext4 -q -F -b 4096 -I ${inodeBytes} -m 0 -N "$4" -O ^has_journal,^resize_inode -E "lazy_itable_init=1,nodiscard,root_owner=$5:$5" "$1"
+mkfs.ext4 -q -F -b 4096 -I ${inodeBytes} -m 0 -N "$3" -O ^has_journal,^resize_inode -E "lazy_itable_init=1,nodiscard,root_owner=$4:$4" "$1"
 device=$(losetup --find --show --direct-io=on "$1")
-mount -t ext4 -o "noatime,nodev,nosuid,noinit_itable,$6" "$device" "$2" && mounted=0 || mounted=$?
+mount -t ext4 -o "noatime,nodev,nosuid,noinit_itable,errors=remount-ro,$5" "$device" "$2" && mounted=0 || mounted=$?
 losetup --detach "$device"
-[ "$mounted" = 0 ] || exit "$mounted"
-rmdir "$2/lost+found"`
+exit "$mounted"`
+  writeFileSync(image, '', { mode: 0o600, flag: 'wx' })
+  truncateSync(image, sizeMib * mib)
   mkdirSync(folder, { recursive: true, mode: 0o711 })
-  await runCommand('sh', ['-c', script, 'thaw-disk', image, folder, String(sizeMib), String(inodes), String(owner), options])
+  await runCommand('sh', ['-c', script, 'thaw-disk', image, folder, String(inodes), String(owner), options])
+  rmdirSync(join(folder, 'lost+found'))
   // Overlays are mounted by root; nobody else has to walk here.
   chmodSync(folder, 0o700)
   if (owner === 0) return
@@ -290,11 +293,14 @@ function diskOf(sandboxDir: string): string | null {
   }
 }
 
-/** A file system that met an error has become read-only. */
+/** A file system that met an error takes nothing any more; not all kernels say so before one tries. */
 function isWritable(folder: string): boolean {
+  if (!isMounted(folder)) return false
+  const path = join(folder, `writable-${randomBytes(6).toString('hex')}`)
   try {
-    accessSync(folder, constants.W_OK)
-    return isMounted(folder)
+    writeFileSync(path, '')
+    rmSync(path)
+    return true
   } catch {
     return false
   }
