@@ -38,6 +38,8 @@ export interface AgentRequest {
   isOneWay?: boolean
   /** Largest answer that is taken, where it is taken as a whole. */
   maxBytes?: number
+  /** Default: kept connections. */
+  agent?: DialAgent
 }
 
 const smallAnswerBytes = 4 * 1024 * 1024
@@ -59,13 +61,20 @@ export class AgentClient {
   readonly #dial: () => Promise<Duplex>
   /** A kept connection may be closing at the moment it is used; what can be sent once only gets one of its own. */
   readonly #fresh: DialAgent
+  readonly #resuming: DialAgent
   #token: string | undefined
+  /** While the sandbox is captured nobody connects: a connection that comes or goes at that moment makes the capture fail. */
+  #still: PromiseWithResolvers<void> | null = null
 
   constructor(dial: () => Promise<Duplex>, token?: string) {
-    this.#dial = dial
+    this.#dial = async () => {
+      await this.#still?.promise
+      return dial()
+    }
     this.#token = token
-    this.connections = new DialAgent(dial, { keepAlive: true, timeout: keptMs })
-    this.#fresh = new DialAgent(dial, { keepAlive: false })
+    this.connections = new DialAgent(this.#dial, { keepAlive: true, timeout: keptMs })
+    this.#resuming = new DialAgent(dial, { keepAlive: false })
+    this.#fresh = new DialAgent(this.#dial, { keepAlive: false })
   }
 
   /** What every call to the agent carries. */
@@ -88,6 +97,9 @@ export class AgentClient {
   async prepareSnapshot(token: string, signal?: AbortSignal): Promise<void> {
     await this.#json({ method: 'POST', path: '/snapshot/prepare', signal }, { accessToken: token })
     this.#token = token
+    this.#still ??= Promise.withResolvers()
+    // Waited for by those who connect, and by nobody where none does.
+    this.#still.promise.catch(() => undefined)
     this.connections.destroy()
   }
 
@@ -97,10 +109,13 @@ export class AgentClient {
     // The agent obeys the new token before its answer is here: who calls it in between must have it already.
     if (init.accessToken !== undefined) this.#token = init.accessToken
     try {
-      await this.#json({ method: 'POST', path: '/snapshot/resume', headers, signal }, init)
+      await this.#json({ method: 'POST', path: '/snapshot/resume', headers, signal, agent: this.#resuming }, init)
     } catch (error) {
       this.#token = before
       throw error
+    } finally {
+      this.#still?.resolve()
+      this.#still = null
     }
   }
 
@@ -181,11 +196,13 @@ export class AgentClient {
    * it may be called twice. Rejects at once when `signal` aborts.
    */
   open(what: AgentRequest, send: (request: ClientRequest) => void): Promise<IncomingMessage> {
+    // The token that is shown afterwards is another one.
+    if (this.#still !== null && what.agent === undefined) return this.#still.promise.then(() => this.open(what, send))
     return new Promise((resolve, reject) => {
       const { method, path, signal, isOneWay = false } = what
       if (signal?.aborted === true) return reject(reasonOf(signal))
       const request = sendRequest({
-        agent: isOneWay ? this.#fresh : this.connections,
+        agent: what.agent ?? (isOneWay ? this.#fresh : this.connections),
         method,
         path,
         headers: { host: 'agent', ...this.headers, ...what.headers },
@@ -221,6 +238,7 @@ export class AgentClient {
 
   /** A byte stream to a TCP port inside. `port_unreachable` when nobody listens there. */
   async tunnel(port: number, signal?: AbortSignal): Promise<Duplex> {
+    await this.#still?.promise
     return new Promise((resolve, reject) => {
       const request = sendRequest({
         createConnection: ((_options: unknown, callback: (error: Error | null, stream?: Duplex) => void) => {
@@ -255,6 +273,8 @@ export class AgentClient {
 
   /** Ends all connections. */
   close(): void {
+    this.#still?.reject(broken('The sandbox has fallen asleep, or ended.'))
+    this.#still = null
     this.connections.destroy()
     this.#fresh.destroy()
   }
