@@ -86,6 +86,7 @@ async function versionOf(command: string[]): Promise<string | null> {
  */
 const trial = `mount --bind "$1" /run && cd "$1" && shift && mkdir trial && exec </dev/null >/dev/null 2>&1 || exit 1
 setsid sleep 60 & pid=$!
+until read -r _ name _ </proc/$pid/stat && [ "$name" = '(sleep)' ]; do :; done
 "$@" dump --tree $pid --images-dir trial --manage-cgroups=ignore >trial/log 2>&1 &&
 "$@" restore --restore-detached --images-dir trial --manage-cgroups=ignore >trial/log 2>&1 &&
 kill -9 $pid`
