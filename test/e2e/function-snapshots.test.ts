@@ -231,6 +231,7 @@ export function handler() {
               { name: `token-${runtime}`, env: 'TOKEN' },
               { name: `token-${runtime}`, file: '/run/secrets/token' },
             ],
+            scaling: { idle_timeout_ms: 0 },
           },
         ),
       )
@@ -253,6 +254,8 @@ export function handler() {
       // Another value from now on, without a new snapshot.
       const later = random('later')
       await server.thaw.secrets.set(`token-${runtime}`, later)
+      expect(await eventually(async () => (await server.thaw.functions.get(name)).instances.idle === 0)).toBe(true)
+      expect(await server.thaw.functions.invoke(name)).toMatchObject({ boot_method: 'warm', value: [later, later, expect.anything()] })
     })
   }
 

@@ -7,7 +7,7 @@ import { eventually } from '../support/eventually.ts'
 import { nothing, residueOf } from '../support/residue.ts'
 import { startChildServer, startServer, whyNoDriver } from '../support/server.ts'
 import { tempDir } from '../support/temp.ts'
-import { snapshotOf, whenKept } from '../support/version-snapshots.ts'
+import { foldersOfSnapshots, snapshotOf, tracesOfSnapshots, whenKept } from '../support/version-snapshots.ts'
 
 const skip = await whyNoDriver('oci')
 
@@ -19,11 +19,12 @@ const fn: Omit<FunctionInput, 'name'> = {
   scaling: { idle_timeout_ms: 0 },
 }
 
-/** The images of memory below a data directory, the largest first. */
+/** The images of memory of the one snapshot below a data directory, the largest first. */
 function images(dataDir: string): string[] {
-  const entries = readdirSync(join(dataDir, 'snapshots'), { recursive: true, withFileTypes: true })
-  const files = entries.filter((entry) => entry.isFile() && entry.name.endsWith('.img')).map((entry) => join(entry.parentPath, entry.name))
-  return files.sort((a, b) => statSync(b).size - statSync(a).size)
+  const dir = join(dirOf(dataDir), 'data', 'memory')
+  return readdirSync(dir)
+    .map((name) => join(dir, name))
+    .sort((a, b) => statSync(b).size - statSync(a).size)
 }
 
 const flip = (path: string) => {
@@ -96,7 +97,22 @@ describe.skipIf(skip !== null)(`snapshots of functions that break${skip === null
     await using second = await startChildServer(dataDir, { driver: 'oci', env: { THAW_POOLS__SIZE: '0' } })
     expect(await startedBy(second.thaw, 'f')).toBe('warm')
     await second.thaw.functions.delete('f')
-    expect(readdirSync(join(dataDir, 'snapshots'))).toEqual([])
+    expect(tracesOfSnapshots(dataDir)).toEqual([])
+  })
+
+  test('one from which nothing was started for long is removed, and made again when it is wanted', async () => {
+    using dir = tempDir()
+    const dataDir = join(dir.path, 'data')
+    const first = await startChildServer(dataDir, { driver: 'oci', env: { THAW_POOLS__SIZE: '0' } })
+    await first.thaw.functions.create({ name: 'f', ...fn })
+    await whenKept(first.url, 'f')
+    await first[Symbol.asyncDispose]()
+    const env = { THAW_POOLS__SIZE: '0', THAW_RETENTION__VERSION_SNAPSHOTS_MS: '1' }
+    await using second = await startChildServer(dataDir, { driver: 'oci', env })
+    expect(await eventually(() => tracesOfSnapshots(dataDir).length === 0)).toBe(true)
+    expect(await startedBy(second.thaw, 'f')).toBe('cold')
+    await whenKept(second.url, 'f')
+    expect(await startedBy(second.thaw, 'f')).toBe('warm')
   })
 
   test('fault 53: kill -9 while a snapshot is made leaves no half of one, and the next server makes it', async () => {
@@ -107,16 +123,14 @@ describe.skipIf(skip !== null)(`snapshots of functions that break${skip === null
       const server = await startChildServer(dataDir, { driver: 'oci', env: { THAW_POOLS__SIZE: '0' } })
       await server.thaw.functions.create({ name: `f-${seen}`, ...slow })
       const begun = async () =>
-        seen === 'creating'
-          ? (await snapshotOf(server.url, `f-${seen}`))?.state === 'creating'
-          : readdirSync(join(dataDir, 'snapshots')).some((file) => file.startsWith('.draft'))
+        seen === 'creating' ? (await snapshotOf(server.url, `f-${seen}`))?.state === 'creating' : foldersOfSnapshots(dataDir).length > 0
       expect(await eventually(begun)).toBe(true)
       await server.kill()
       await using next = await startChildServer(dataDir, { driver: 'oci', env: { THAW_POOLS__SIZE: '0' } })
       await whenKept(next.url, `f-${seen}`)
       expect(await startedBy(next.thaw, `f-${seen}`)).toBe('warm')
       await next.thaw.functions.delete(`f-${seen}`)
-      expect(readdirSync(join(dataDir, 'snapshots'))).toEqual([])
+      expect(tracesOfSnapshots(dataDir)).toEqual([])
       await next[Symbol.asyncDispose]()
       expect(residueOf(dataDir, 'stopped')).toEqual(nothing)
     }
@@ -132,14 +146,14 @@ describe.skipIf(skip !== null)(`snapshots of functions that break${skip === null
       expect(await eventually(async () => (await snapshotOf(server.url, name))?.state === 'creating')).toBe(true)
       if (name === 'deleted') await server.thaw.functions.delete(name)
       else await server[Symbol.asyncDispose]()
-      expect(readdirSync(join(dataDir, 'snapshots'))).toEqual([])
+      expect(tracesOfSnapshots(dataDir)).toEqual([])
     }
     expect(residueOf(dataDir, 'stopped')).toEqual(nothing)
   })
 })
 
 function dirOf(dataDir: string): string {
-  const [name, ...more] = readdirSync(join(dataDir, 'snapshots'))
-  if (name === undefined || more.length > 0) throw new Error(`not one snapshot but ${[name, ...more].join(', ')}`)
-  return join(dataDir, 'snapshots', name)
+  const [dir, ...more] = foldersOfSnapshots(dataDir)
+  if (dir === undefined || more.length > 0) throw new Error(`not one snapshot but ${[dir, ...more].join(', ')}`)
+  return dir
 }

@@ -1,3 +1,5 @@
+import { readdirSync } from 'node:fs'
+import { join } from 'node:path'
 import type { VersionItem, VersionSnapshotItem } from '@thaw/protocol'
 import { expect } from 'vitest'
 import { eventually } from './eventually.ts'
@@ -14,4 +16,17 @@ export async function whenKept(url: string, name: string): Promise<VersionSnapsh
   const snapshot = await snapshotOf(url, name)
   expect(snapshot).toMatchObject({ state: 'ready', kind: 'memory', error: null })
   return snapshot as VersionSnapshotItem
+}
+
+/** Folders of snapshots below a data directory, those that are being written included. */
+export function foldersOfSnapshots(dataDir: string): string[] {
+  const root = join(dataDir, 'snapshots')
+  return readdirSync(root)
+    .filter((name) => name !== '.objects')
+    .map((name) => join(root, name))
+}
+
+/** Everything that is there of snapshots, by its path; the folder of what they share may be there without them. */
+export function tracesOfSnapshots(dataDir: string): string[] {
+  return readdirSync(join(dataDir, 'snapshots'), { recursive: true, encoding: 'utf8' }).filter((path) => path !== '.objects')
 }

@@ -251,8 +251,9 @@ export async function startApp(config: Config, onProgress: (line: string) => voi
       data_dir: dataDir,
       limits: { max_payload_bytes: limits.max_payload_bytes, max_archive_bytes: limits.max_archive_bytes },
     })
+    await versionSnapshots.open()
     await functions.open()
-    await versionSnapshots.open((await functions.references()).versionIds, functions.activeVersions())
+    await versionSnapshots.settle((await functions.references()).versionIds, functions.activeVersions())
     const collector = new Collector({
       functions,
       artifacts,

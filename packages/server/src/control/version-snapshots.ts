@@ -55,24 +55,40 @@ export class VersionSnapshots {
     this.#parts = parts
   }
 
-  /**
-   * Takes up what the store knows. Snapshots of versions that are gone are removed; those of `active` versions are read once, so that
-   * the first start need not, and made where a version wants one and has none.
-   */
-  async open(versionIds: ReadonlySet<string>, active: readonly Version[]): Promise<void> {
+  /** Reads what the store knows. Before the first start, which may go on from there. */
+  async open(): Promise<void> {
     for (const row of await this.#parts.store.all()) {
       if (row.purpose !== 'version' || row.version_id === null) continue
       const known = this.#rows.get(row.version_id)
-      if (!versionIds.has(row.version_id)) await this.#drop(row)
-      else if (known === undefined || known.state !== 'ready') {
-        if (known !== undefined) await this.#drop(known)
-        this.#rows.set(row.version_id, row)
-      } else await this.#drop(row)
+      // What this machine could not do, it may be able to do now.
+      if (known?.state === 'ready' || row.error?.code === 'snapshot_unsupported') {
+        await this.#drop(row)
+        continue
+      }
+      if (known !== undefined) await this.#drop(known)
+      this.#rows.set(row.version_id, row)
     }
+  }
+
+  /**
+   * Removes the snapshots of versions that are gone. Those of `active` versions are read once, so that the first start need not, and
+   * made where a version wants one and has none.
+   */
+  async settle(versionIds: ReadonlySet<string>, active: readonly Version[]): Promise<void> {
+    for (const versionId of [...this.#rows.keys()]) if (!versionIds.has(versionId)) await this.remove(versionId)
     for (const version of active) {
-      const row = this.#rows.get(version.id)
-      if (row?.state === 'ready') this.#behind(() => this.#parts.files.check(row.id, row.manifest_digest ?? ''))
+      const row = this.ready(version)
+      if (row !== null) void this.#behind(() => this.#read(version, row))
       else if (version.config.snapshot === true) this.started(version, 0)
+    }
+  }
+
+  async #read(version: Version, row: SnapshotRow): Promise<void> {
+    try {
+      await this.#parts.files.check(row.id, row.manifest_digest ?? '')
+    } catch (error) {
+      // It may have been removed meanwhile.
+      if (this.ready(version) === row) await this.failed(version, row, error)
     }
   }
 
