@@ -67,19 +67,26 @@ function resumeTokenOf(row: Pick<SandboxRow, 'access_token'>): string {
 }
 
 /** Gets hold of the agent of a sandbox that an earlier server left, perhaps in the middle of a snapshot. */
-export async function reclaim(running: AgentSandbox, image: Pick<ReadyImage, 'config'>, row: SandboxRow): Promise<void> {
+export async function reclaim(
+  running: AgentSandbox,
+  image: Pick<ReadyImage, 'config'>,
+  row: SandboxRow,
+  signal: AbortSignal,
+): Promise<void> {
   const { driver, id, agent } = running
+  const limit = () => AbortSignal.any([signal, AbortSignal.timeout(agentMs)])
   try {
-    await agent.stats(AbortSignal.timeout(agentMs))
+    await agent.stats(limit())
     return
   } catch {
+    signal.throwIfAborted()
     // It takes no calls, and obeys either the sandbox's own token or the one of the snapshot.
   }
   const held = new AgentSandbox(id, driver, 0, resumeTokenOf(row))
   try {
-    await held.agent.resumeFromSnapshot(initOf(image, row), AbortSignal.timeout(agentMs))
+    await held.agent.resumeFromSnapshot(initOf(image, row), limit())
   } catch {
-    await agent.resumeFromSnapshot(initOf(image, row), AbortSignal.timeout(agentMs))
+    await agent.resumeFromSnapshot(initOf(image, row), limit())
   } finally {
     held.agent.close()
   }

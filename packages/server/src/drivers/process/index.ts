@@ -136,6 +136,8 @@ export class ProcessDriver implements Driver {
       detached: true,
       ...(this.#asRoot ? { uid, gid: uid } : {}),
     })
+    // Nor does the server wait for it in order to end.
+    if (spec.ready === 'agent') child.unref()
     child.stdout?.on('data', (bytes: Buffer) => spec.onOutput?.('stdout', bytes))
     child.stderr?.on('data', (bytes: Buffer) => spec.onOutput?.('stderr', bytes))
     const closed = new Promise<void>((resolve) => child.once('close', () => resolve()))
