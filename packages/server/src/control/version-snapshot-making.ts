@@ -94,6 +94,7 @@ function rowOf(version: Version): SnapshotRow {
     error: null,
     created_at: Date.now(),
     last_used_at: null,
+    archived_at: null,
   }
 }
 
