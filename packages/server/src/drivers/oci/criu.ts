@@ -97,6 +97,8 @@ async function gatherKernelFacts(dataDir: string, command: string[], version: st
   const parent = join(dataDir, 'oci', 'criu')
   const folder = join(parent, `${boot}-${version}`)
   if (existsSync(folder)) return folder
+  // Sandboxes walk through the folder of the driver, which this may be the first to make.
+  mkdirSync(join(dataDir, 'oci'), { recursive: true, mode: 0o711 })
   mkdirSync(parent, { recursive: true, mode: 0o700 })
   // It has its name when all of it has worked.
   const part = mkdtempSync(join(parent, 'trial-'))
