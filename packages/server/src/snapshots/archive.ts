@@ -16,6 +16,8 @@ export function packFolder(dir: string): Readable {
   const tar = spawn('tar', ['--create', ...common, '--directory', dir, '.'], { stdio: ['ignore', 'pipe', 'pipe'] })
   const archive = new PassThrough()
   const failed = failure(tar)
+  // Nobody waits for it when the reader goes away first.
+  failed.catch(() => undefined)
   void (async () => {
     try {
       await pipeline(tar.stdout, createZstdCompress(), archive, { end: false })
