@@ -1,6 +1,7 @@
 import { existsSync, mkdirSync, readdirSync, readFileSync, statSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { expect, test } from 'vitest'
+import { OciDriver } from '../../packages/server/src/drivers/oci/index.ts'
 import { Api } from '../support/api.ts'
 import { eventually } from '../support/eventually.ts'
 import { nothing, residueOf } from '../support/residue.ts'
@@ -122,6 +123,8 @@ test.skipIf(skip !== null)(
     using dir = tempDir()
     const dataDir = join(dir.path, 'data')
     mkdirSync(dataDir, { mode: 0o711 })
+    // Where the test failed: its servers have left what they had.
+    await using _ = { [Symbol.asyncDispose]: () => destroyAll(dataDir) }
     const first = await startChildServer(dataDir, { driver: 'oci' })
     const { id } = await new Api(first.url).sandbox({ resources: { disk_mib: 100 } })
     await new Api(first.url).stdout(id, 'echo before > /root/x')
@@ -148,6 +151,12 @@ test.skipIf(skip !== null)(
     expect(existsSync(join(dataDir, 'oci', 'volume.img'))).toBe(false)
   },
 )
+
+async function destroyAll(dataDir: string): Promise<void> {
+  const driver = new OciDriver({ dataDir })
+  for (const id of await driver.list()) await driver.destroy(id)
+  await driver.close()
+}
 
 function disks(dataDir: string): number {
   return readdirSync(join(dataDir, 'oci', 'volume')).filter((name) => name.endsWith('.img')).length
