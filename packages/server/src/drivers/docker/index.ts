@@ -3,6 +3,7 @@ import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync
 import { join } from 'node:path'
 import type { Duplex } from 'node:stream'
 import { type Probe, ThawError } from '@thaw/protocol'
+import type { Bridge } from '../bridge.ts'
 import {
   type BindSpec,
   type CreateSpec,
@@ -22,7 +23,7 @@ import {
 import { identify, type ProcessIdentity } from '../processes.ts'
 import { connectUnixSocket, waitForName } from '../socket.ts'
 import { startWithin } from '../starting.ts'
-import { Bridge } from './bridge.ts'
+import { openBridge } from './bridge.ts'
 import { type BuildRequest, buildImage } from './builds.ts'
 import { containerConfig, limitsOf } from './container.ts'
 import { inspectContainer, pauseContainer, removeContainer, resumeContainer, startFailure, statusOfContainer } from './containers.ts'
@@ -367,7 +368,7 @@ export class DockerDriver implements Driver {
   }
 
   #bridge(id: string): Bridge {
-    const bridge = this.#bridges.get(id) ?? new Bridge(this.engine, this.#container(id))
+    const bridge = this.#bridges.get(id) ?? openBridge(this.engine, this.#container(id))
     this.#bridges.set(id, bridge)
     return bridge
   }

@@ -116,6 +116,23 @@ function removeTree(path: string): void {
   }
 }
 
+/** Ends all processes of a group. False: some did not end in time. */
+export function endGroup(cgroups: Cgroups, path: string): Promise<boolean> {
+  return waitUntil(() => {
+    const pids = cgroups.processes(path)
+    for (const pid of pids) killQuietly(pid)
+    return pids.length === 0
+  }, 10_000)
+}
+
+export function killQuietly(pid: number): void {
+  try {
+    process.kill(pid, 'SIGKILL')
+  } catch {
+    // Gone already.
+  }
+}
+
 /** `root` is where cgroups are mounted; another one than the default is for tests. */
 export function openCgroups(root = '/sys/fs/cgroup'): Cgroups {
   return existsSync(join(root, 'cgroup.controllers')) ? v2(root) : v1(root)

@@ -18,7 +18,8 @@ export function defaultEngine(): 'runc' | 'crun' {
 
 export interface EngineStart {
   engine: string
-  stateDir: string
+  /** Program and arguments, up to the command that starts a bundle. */
+  command: string[]
   /** The bundle. */
   dir: string
   spec: CreateSpec
@@ -37,13 +38,11 @@ export interface Started {
  * Starts the container of a bundle. One with a runtime or an agent is started detached: the engine goes away and costs nothing
  * while the sandbox lives. Where the exit code of argv is what matters, the engine stays as its parent and hands the code on.
  */
-export function startContainer({ engine, stateDir, dir, spec, pipes }: EngineStart): Promise<Started> {
+export function startContainer({ engine, command, dir, spec, pipes }: EngineStart): Promise<Started> {
   const detach = spec.ready !== 'started'
   const pidFile = join(dir, 'pid')
-  // A session keyring of its own would count against the 200 keys that the kernel gives one user, and all sandboxes are one
-  // user to it. Code inside can reach no keyring: its system calls are refused.
-  const args = ['--root', stateDir, '--log', join(dir, 'engine.log'), 'run', '--no-new-keyring', '--pid-file', pidFile, '--bundle', dir]
-  const child = spawn(engine, [...args, ...(detach ? ['--detach'] : []), spec.id], {
+  const [program = '', ...first] = command
+  const child = spawn(program, [...first, '--pid-file', pidFile, '--bundle', dir, ...(detach ? ['--detach'] : []), spec.id], {
     stdio: detach ? ['ignore', pipes?.stdout.write ?? 'ignore', pipes?.stderr.write ?? 'ignore'] : ['ignore', 'pipe', 'pipe'],
   })
   let lastError = ''
@@ -81,6 +80,13 @@ export function startContainer({ engine, stateDir, dir, spec, pipes }: EngineSta
   })
 }
 
+/** How runc and crun start a container. */
+export function runCommandOf(engine: string, stateDir: string, dir: string): string[] {
+  // A session keyring of its own would count against the 200 keys that the kernel gives one user, and all sandboxes are one
+  // user to it. Code inside can reach no keyring: its system calls are refused.
+  return [engine, '--root', stateDir, '--log', join(dir, 'engine.log'), 'run', '--no-new-keyring']
+}
+
 /** Writes down, for a later server, which process the engine started. */
 export function rememberProcess(dir: string): ProcessIdentity | null {
   const first = identify(Number(readFileSync(join(dir, 'pid'), 'latin1')))
@@ -109,8 +115,14 @@ function startFailure(engine: string, program: string, stderr: string): ThawErro
 /** The runtime writes its own log; its last line says what went wrong. */
 function engineError(dir: string): string | null {
   try {
-    return readFileSync(join(dir, 'engine.log'), 'utf8').trim().slice(-2000) || null
+    const log = readFileSync(join(dir, 'engine.log'), 'utf8')
+    return withoutTraces(log).trim().slice(-2000) || null
   } catch {
     return null
   }
+}
+
+/** gVisor writes JSON lines, and behind a message where in its code it came from: some hundred lines, which tell nobody anything. */
+function withoutTraces(log: string): string {
+  return log.replaceAll(/"msg":"(.*?):?\\ngoroutine .*?","level"/g, '"msg":"$1","level"')
 }

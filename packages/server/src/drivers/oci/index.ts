@@ -23,27 +23,21 @@ import { linkTree } from '../link-tree.ts'
 import { findProcesses, isAlive, type ProcessIdentity, signalProcess, waitUntil, whenEnded } from '../processes.ts'
 import { connectUnixSocket, waitForName } from '../socket.ts'
 import { startWithin } from '../starting.ts'
-import { type Cgroups, openCgroups } from './cgroup.ts'
+import { type Cgroups, endGroup, killQuietly, openCgroups } from './cgroup.ts'
 import { ociConfig } from './config.ts'
 import { fingerprint } from './criu.ts'
-import { defaultEngine, isEngineOf, rememberProcess, type Started, startContainer } from './engine.ts'
+import { defaultEngine, isEngineOf, rememberProcess, runCommandOf, type Started, startContainer } from './engine.ts'
+import { Gvisor, withOverhead } from './gvisor.ts'
+import { gvisorConfig } from './gvisor-config.ts'
+import { keepGvisorMemory, restoreArguments, restoreFailure } from './gvisor-snapshot.ts'
 import { makeLayer, overlay } from './layer.ts'
 import { EgressNetwork, type Made } from './network.ts'
+import type { OciOptions } from './options.ts'
 import { closeWriteEnds, dropPipes, type OutputPipes, type PipeNames, PipeSource, pipeNames, readOutput } from './pipes.ts'
 import { hardNofileLimit, probeOci } from './probe.ts'
 import { parseState, Restores } from './restore.ts'
 import { MemorySnapshots, Turns, takeSnapshot } from './snapshot.ts'
 import { layerFolder, unmount, Volume } from './volume.ts'
-
-export interface OciOptions {
-  /** Everything of this driver lies below it. */
-  dataDir: string
-  /** The OCI runtime. Default: runc, or crun where only that is installed. */
-  engine?: 'runc' | 'crun'
-  /** See `VolumeOptions`; those of the default configuration otherwise. */
-  storageMib?: number | null
-  diskMib?: number
-}
 
 /** What this process knows of a sandbox that it started itself. */
 interface Running {
@@ -64,6 +58,8 @@ export class OciDriver implements Driver {
   readonly #memory: MemorySnapshots
   readonly #volume: Volume
   readonly #engine: string
+  /** With engine runsc. */
+  readonly #gvisor: Gvisor | null
   readonly #sandboxesDir: string
   readonly #stateDir: string
   readonly #cgroupBase: string
@@ -78,11 +74,15 @@ export class OciDriver implements Driver {
   #probe: Promise<Probe> | undefined
 
   constructor(options: OciOptions) {
-    this.#engine = options.engine ?? defaultEngine()
+    const { engine = 'auto' } = options
+    this.#engine = engine === 'auto' ? defaultEngine() : engine
     this.#sandboxesDir = join(options.dataDir, 'oci', 'sandboxes')
-    this.#stateDir = join(options.dataDir, 'oci', 'state')
-    this.#cgroupBase = `/thaw/${createHash('sha256').update(options.dataDir).digest('hex').slice(0, 12)}`
+    const tag = createHash('sha256').update(options.dataDir).digest('hex').slice(0, 12)
+    this.#cgroupBase = `/thaw/${tag}`
     this.#cgroups = openCgroups()
+    const gvisorDir = join('/run/thaw', tag)
+    this.#stateDir = engine === 'runsc' ? gvisorDir : join(options.dataDir, 'oci', 'state')
+    this.#gvisor = engine === 'runsc' ? new Gvisor({ stateDir: gvisorDir, cgroups: this.#cgroups }) : null
     this.#network = new EgressNetwork(options.dataDir)
     this.#memory = new MemorySnapshots(options.dataDir)
     const { dataDir, storageMib = null, diskMib = 10_240 } = options
@@ -101,11 +101,12 @@ export class OciDriver implements Driver {
   }
 
   get abilities(): Abilities {
-    return { isolation: 'container', pause: true, snapshot: this.#memory.ruledOut ? 'filesystem' : 'memory' }
+    const memory = this.#gvisor === null ? !this.#memory.ruledOut : this.#gvisor.recent
+    return { isolation: 'container', pause: true, snapshot: memory ? 'memory' : 'filesystem' }
   }
 
   probe(): Promise<Probe> {
-    this.#probe ??= probeOci(this.#engine, this.#cgroups, this.#volume)
+    this.#probe ??= probeOci(this.#engine, this.#cgroups, this.#volume, this.#gvisor)
     return this.#probe
   }
 
@@ -151,8 +152,9 @@ export class OciDriver implements Driver {
 
     const failed = new AbortController()
     const stop = AbortSignal.any([signal, failed.signal])
-    const ready = spec.ready === 'started' ? Promise.resolve() : waitForName(join(runDir, socketNames[spec.ready]), stop)
-    ready.catch(() => undefined)
+    const viaBridge = this.#gvisor !== null && spec.ready === 'agent'
+    const named = spec.ready === 'started' || viaBridge ? Promise.resolve() : waitForName(join(runDir, socketNames[spec.ready]), stop)
+    named.catch(() => undefined)
     // Without an agent the output goes on to us, through pipes, which a snapshot can hold.
     const pipes = spec.ready === 'runtime' ? await this.#pipes.take(owner) : null
     if (pipes !== null) writeFileSync(join(dir, 'pipes.json'), JSON.stringify(pipeNames(pipes)), { mode: 0o600 })
@@ -166,18 +168,21 @@ export class OciDriver implements Driver {
         new ThawError('driver_failed', 'The first process of the sandbox ended before it was ready.', { details: { exit: how } }),
       ),
     )
-    await ready
+    await named
+    if (viaBridge) await this.#gvisor?.bridge(spec.id).waitFor(insidePaths.agentSocket, stop)
   }
 
-  async #run({ spec, dir, runDir, netns, pipes, signal }: Start): Promise<Started> {
+  async #run({ spec, dir, runDir, netns, pipes, signal }: Start, snapshot?: SnapshotSource): Promise<Started> {
     const image = spec.image.image.path as string
     const rootfs = spec.root === 'writable' ? join(dir, 'rootfs') : image
-    const config = ociConfig({
+    const gvisor = this.#gvisor
+    const cgroup = this.#cgroup(spec.id)
+    const config = (gvisor === null ? ociConfig : gvisorConfig)({
       spec,
       rootfs,
       runDir,
       netns,
-      cgroupsPath: this.#cgroup(spec.id),
+      cgroupsPath: cgroup,
       swapLimit: this.#cgroups.swapLimit,
       maxNofile: this.#maxNofile,
     })
@@ -187,16 +192,28 @@ export class OciDriver implements Driver {
         const { source, type, options } = overlay(dir, image)
         await runCommand('mount', ['-t', type, '-o', options, source, rootfs])
       }
+      gvisor?.prepareGroup(cgroup, spec.resources)
       signal.throwIfAborted()
     } catch (error) {
       if (pipes !== null) dropPipes(pipes)
       throw error
     }
-    return startContainer({ engine: this.#engine, stateDir: this.#stateDir, dir, spec, pipes })
+    const start = snapshot === undefined ? ['run'] : restoreArguments(snapshot)
+    const command =
+      gvisor === null
+        ? runCommandOf(this.#engine, this.#stateDir, dir)
+        : [...gvisor.starter(spec, cgroup, join(dir, 'engine.log')), ...start]
+    return startContainer({ engine: this.#engine, command, dir, spec, pipes })
   }
 
   /** The limits come after: CRIU works inside the group, and what it needs is not the sandbox's. */
-  async #restore({ spec, dir, runDir, netns, pipes, signal }: Start, snapshot: SnapshotSource): Promise<Started> {
+  async #restore(start: Start, snapshot: SnapshotSource): Promise<Started> {
+    if (this.#gvisor !== null) {
+      return this.#run(start, snapshot).catch((error: unknown) => {
+        throw restoreFailure(error)
+      })
+    }
+    const { spec, dir, runDir, netns, pipes, signal } = start
     const silent = pipes === null ? Promise.resolve() : readOutput(pipes, (source, bytes) => spec.onOutput?.(source, bytes))
     const cgroup = this.#cgroup(spec.id)
     const image = spec.image.image.path as string
@@ -243,7 +260,7 @@ export class OciDriver implements Driver {
 
   async bind(id: string, { code, resources }: BindSpec): Promise<void> {
     if (code !== undefined) linkTree(code, join(this.#dir(id), 'slot'))
-    this.#cgroups.limit(this.#cgroup(id), resources)
+    this.#cgroups.limit(this.#cgroup(id), this.#gvisor === null ? resources : withOverhead(resources))
   }
 
   async inspect(id: string): Promise<SandboxStatus | null> {
@@ -256,17 +273,22 @@ export class OciDriver implements Driver {
       pid: alive ? first.pid : null,
       memory_bytes: this.#cgroups.memoryBytes(cgroup),
       cpu_ms: this.#cgroups.cpuMs(cgroup),
-      processes: this.#cgroups.processes(cgroup).length,
+      // Those of gVisor are not those inside.
+      processes: this.#gvisor === null ? this.#cgroups.processes(cgroup).length : null,
       out_of_memory: this.#oomKilled(id),
     }
   }
 
   async pause(id: string): Promise<void> {
-    await this.#cgroups.freeze(this.#alive(id), true)
+    const cgroup = this.#alive(id)
+    if (this.#gvisor === null) await this.#cgroups.freeze(cgroup, true)
+    else await this.#gvisor.pause(id, cgroup)
   }
 
   async resume(id: string): Promise<void> {
-    await this.#cgroups.freeze(this.#alive(id), false)
+    const cgroup = this.#alive(id)
+    if (this.#gvisor === null) await this.#cgroups.freeze(cgroup, false)
+    else await this.#gvisor.resume(id, cgroup)
   }
 
   async snapshot(id: string, target: SnapshotTarget): Promise<SnapshotResult> {
@@ -275,13 +297,18 @@ export class OciDriver implements Driver {
     const dir = this.#dir(id)
     const layer = join(layerFolder(dir), 'upper')
     const upper = existsSync(layer) ? layer : undefined
+    const gvisor = this.#gvisor
+    if (gvisor !== null && target.kind === 'memory') {
+      const hostSockets = readdirSync(join(dir, 'run')).length > 0
+      return this.#snapshots.inTurn(id, () => keepGvisorMemory(target, { gvisor, id, cgroups: this.#cgroups, cgroup, upper, hostSockets }))
+    }
     const pipes = readJson<PipeNames>(join(dir, 'pipes.json'))
     const subject = { cgroups: this.#cgroups, cgroup, pid, upper, pipes, memory: this.#memory }
     return this.#snapshots.inTurn(id, () => takeSnapshot(target, subject))
   }
 
   async fingerprint(): Promise<Record<string, string>> {
-    return fingerprint(await this.#memory.engine())
+    return this.#gvisor?.fingerprint() ?? fingerprint(await this.#memory.engine())
   }
 
   /** The group of a sandbox that runs. */
@@ -306,6 +333,7 @@ export class OciDriver implements Driver {
   }
 
   dial(id: string, port: Port): Promise<Duplex> {
+    if (this.#gvisor !== null && port === 'agent') return this.#gvisor.bridge(id).dial(insidePaths.agentSocket)
     return connectUnixSocket(join(this.#dir(id), 'run', socketNames[port]))
   }
 
@@ -323,18 +351,14 @@ export class OciDriver implements Driver {
     if (!this.#running.has(id)) for (const pid of findProcesses((candidate) => isEngineOf(candidate, folders))) killQuietly(pid)
     // What is frozen cannot end.
     if (this.#cgroups.frozen(cgroup)) await this.#cgroups.freeze(cgroup, false).catch(() => undefined)
-    const killed = await waitUntil(() => {
-      // The first process takes its pid namespace with it; the group also has a runtime that was caught half-way.
-      const pids = this.#cgroups.processes(cgroup)
-      for (const pid of pids) killQuietly(pid)
-      return pids.length === 0
-    }, 10_000)
-    if (!killed) throw new ThawError('driver_failed', `Processes of sandbox ${id} do not end.`)
+    // The first process takes its pid namespace with it; the group also has a runtime that was caught half-way.
+    if (!(await endGroup(this.#cgroups, cgroup))) throw new ThawError('driver_failed', `Processes of sandbox ${id} do not end.`)
     const first = this.#firstProcess(id)
     if (first !== null && isAlive(first)) {
       signalProcess(first, 'SIGKILL')
       await waitUntil(() => !isAlive(first), 5_000)
     }
+    await this.#gvisor?.closeBridge(id)
     this.#cgroups.remove(cgroup)
     rmSync(join(this.#stateDir, id), { recursive: true, force: true })
     await this.#network.remove(id)
@@ -347,11 +371,13 @@ export class OciDriver implements Driver {
 
   async close(): Promise<void> {
     await this.#pipes.close()
+    await this.#gvisor?.closeBridges()
     await this.#network.dropSpares()
     const sandboxesLeft = (await this.list()).length > 0
     await this.#volume.close(sandboxesLeft)
     if (sandboxesLeft) return
     await this.#network.close()
+    if (this.#gvisor !== null) rmSync(this.#stateDir, { recursive: true, force: true })
     if (existsSync('/sys/fs/cgroup')) this.#cgroups.remove(this.#cgroupBase)
   }
 
@@ -392,13 +418,5 @@ function readJson<T>(path: string): T | null {
     return JSON.parse(readFileSync(path, 'utf8')) as T
   } catch {
     return null
-  }
-}
-
-function killQuietly(pid: number): void {
-  try {
-    process.kill(pid, 'SIGKILL')
-  } catch {
-    // Gone already.
   }
 }

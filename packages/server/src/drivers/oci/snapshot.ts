@@ -4,7 +4,7 @@ import { ThawError } from '@thaw/protocol'
 import { runCommand } from '../command.ts'
 import type { SnapshotResult, SnapshotTarget } from '../driver.ts'
 import { identify, isAlive, waitUntil } from '../processes.ts'
-import type { Cgroups } from './cgroup.ts'
+import { type Cgroups, endGroup, killQuietly } from './cgroup.ts'
 import { type CheckpointInput, checkpoint, snapshotFolders } from './checkpoint.ts'
 import { type Criu, criuInstalled, fingerprint, openCriu } from './criu.ts'
 import type { PipeNames } from './pipes.ts'
@@ -163,19 +163,8 @@ async function keepFiles(
 }
 
 /** Not one instruction runs after the snapshot: what is frozen gets the signal, and meets it when it goes on. */
-async function endFrozen(cgroups: Cgroups, cgroup: string): Promise<void> {
-  const kill = () => {
-    const pids = cgroups.processes(cgroup)
-    for (const pid of pids) {
-      try {
-        process.kill(pid, 'SIGKILL')
-      } catch {
-        // Gone already.
-      }
-    }
-    return pids.length === 0
-  }
-  kill()
+export async function endFrozen(cgroups: Cgroups, cgroup: string): Promise<void> {
+  for (const pid of cgroups.processes(cgroup)) killQuietly(pid)
   await cgroups.freeze(cgroup, false)
-  if (!(await waitUntil(kill, 10_000))) throw new ThawError('driver_failed', 'The processes of the sandbox do not end.')
+  if (!(await endGroup(cgroups, cgroup))) throw new ThawError('driver_failed', 'The processes of the sandbox do not end.')
 }
