@@ -92,7 +92,7 @@ export async function startApp(config: Config, onProgress: (line: string) => voi
     const idempotency = new Idempotency(store.idempotency, { retentionMs: config.retention.idempotency_ms })
     closers.push(() => idempotency.close())
     const secrets = await Secrets.open(store.secrets, dataDir)
-    const madeDrivers = createDrivers(dataDir, config.docker, config.sandboxes)
+    const madeDrivers = createDrivers(dataDir, config)
     const drivers = new Drivers(madeDrivers.all, config.driver)
     for (const driver of drivers.all()) closers.push(() => driver.close())
     await destroyLeftovers(drivers, log, await Sandboxes.known(store.sandboxes))
@@ -379,17 +379,19 @@ export async function createKeyOffline(config: Config, input: KeyCreate): Promis
 }
 
 /** The drivers of this machine, with what each finds here. Starts nothing that stays. */
-export async function probeDrivers(dataDir: string, docker: Config['docker']): Promise<DriverItem[]> {
-  return new Drivers(createDrivers(dataDir, docker).all, 'auto').describe()
+export async function probeDrivers(dataDir: string, config: Config): Promise<DriverItem[]> {
+  return new Drivers(createDrivers(dataDir, config).all, 'auto').describe()
 }
 
 function isAgentPool(key: PoolKey): boolean {
   return key.folder === 'agent'
 }
 
-function createDrivers(dataDir: string, options: Config['docker'], disks?: Config['sandboxes']): { all: Driver[]; docker: DockerDriver } {
-  const docker = new DockerDriver({ dataDir, host: options.host, certDir: options.cert_dir, agent: builtAgent() })
-  const oci = new OciDriver({ dataDir, ...(disks && { storageMib: disks.storage_mib, diskMib: disks.disk_mib }) })
+function createDrivers(dataDir: string, config: Config): { all: Driver[]; docker: DockerDriver } {
+  const { host, cert_dir: certDir } = config.docker
+  const docker = new DockerDriver({ dataDir, host, certDir, agent: builtAgent() })
+  const { storage_mib: storageMib, disk_mib: diskMib } = config.sandboxes
+  const oci = new OciDriver({ dataDir, engine: config.oci.engine, storageMib, diskMib })
   return { all: [oci, docker, new ProcessDriver({ dataDir })], docker }
 }
 

@@ -42,5 +42,5 @@ export async function createKey(input: KeyCreate, options: { flags?: Record<stri
 /** What the drivers find on this machine, without starting a server. */
 export async function probeDrivers(): Promise<DriverItem[]> {
   const { config } = loadConfig()
-  return probe(config.data_dir, config.docker)
+  return probe(config.data_dir, config)
 }

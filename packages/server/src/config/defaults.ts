@@ -97,6 +97,7 @@ export function defaultConfig(env: NodeJS.ProcessEnv, machine: Machine): Config 
     },
     registries: { insecure: [], auth_file: null },
     builds: { env: inheritedBuildEnv(env), ca_file: env.SSL_CERT_FILE || null },
+    oci: { engine: 'auto' },
     docker: {
       host: env.DOCKER_HOST || 'unix:///var/run/docker.sock',
       cert_dir: env.DOCKER_TLS_VERIFY ? env.DOCKER_CERT_PATH || join(machine.home, '.docker') : null,

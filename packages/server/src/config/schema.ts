@@ -3,6 +3,7 @@ import { driverKinds, envSchema } from '@thaw/protocol'
 import { z } from 'zod'
 
 const mib = 1024 * 1024
+const ociEngines = ['auto', 'runc', 'crun', 'runsc'] as const
 const dayMs = 86_400_000
 
 /** What a leaf says about itself: used by `config_invalid` errors and by the test that keeps docs/config.md complete. */
@@ -180,6 +181,12 @@ export const configSchema = z.strictObject({
     ca_file: pathSchema
       .nullable()
       .meta({ description: 'PEM file of certificate authorities that dependency installation trusts.', expected: 'a path or null' }),
+  }),
+  oci: z.strictObject({
+    engine: z.enum(ociEngines).meta({
+      description: 'OCI runtime of the driver oci; runsc is gVisor; auto: runc, or crun where only that is installed.',
+      expected: `one of ${ociEngines.join(', ')}`,
+    }),
   }),
   docker: z.strictObject({
     host: z
