@@ -20,8 +20,10 @@ import { tmpdir } from 'node:os'
 import { delimiter, dirname, join } from 'node:path'
 import { createInterface } from 'node:readline/promises'
 import { fileURLToPath } from 'node:url'
-import { canInstallCriu, hasCriu, installCriu } from './criu.mjs'
+import { hasCriu, installCriu } from './criu.mjs'
+import { canDownload } from './debian.mjs'
 import { hasE2bPython, installE2bPython } from './e2b-python.mjs'
+import { hasRunsc, installRunsc } from './runsc.mjs'
 
 const root = dirname(dirname(fileURLToPath(import.meta.url)))
 const buildDir = join(root, '.build')
@@ -167,7 +169,7 @@ async function provideCriu() {
   if (process.platform !== 'linux' || process.getuid() !== 0 || hasCriu()) return
   const told = join(buildDir, 'told-criu')
   if (existsSync(told)) return
-  if (!mayInstall || !canInstallCriu()) say('a recent CRIU is missing: without it, memory snapshots are not possible (docs/snapshots.md).')
+  if (!mayInstall || !canDownload()) say('a recent CRIU is missing: without it, memory snapshots are not possible (docs/snapshots.md).')
   else if (await agreed([missing])) {
     say('installing CRIU, with its libraries, in /opt/thaw/criu (packages of Debian)')
     try {
@@ -181,6 +183,19 @@ async function provideCriu() {
   }
   mkdirSync(buildDir, { recursive: true })
   writeFileSync(told, '')
+}
+
+/** gVisor is an engine by choice (`oci.engine`), so it comes where somebody asks for it, and for tests. */
+function provideRunsc() {
+  const asked = forTests || env.THAW_OCI__ENGINE === 'runsc'
+  if (process.platform !== 'linux' || process.getuid() !== 0 || !asked || !mayInstall || hasRunsc()) return
+  if (!canDownload()) return say('gVisor (runsc) of 2024 or newer is missing, and there is no package of it here; see gvisor.dev.')
+  say('installing gVisor (runsc) in /opt/thaw/runsc (package of Debian)')
+  try {
+    installRunsc()
+  } catch (error) {
+    say(`gVisor could not be installed (${error.message}); the engine runsc cannot be used.`)
+  }
 }
 
 async function agreed(missing) {
@@ -343,6 +358,7 @@ try {
   installNpmPackages()
   await installPrograms()
   await provideCriu()
+  provideRunsc()
   buildLauncher()
   buildAgent()
   provideE2bPython()

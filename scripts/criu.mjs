@@ -3,15 +3,15 @@
 // it needs are unpacked into a folder of their own, where it runs with that folder's loader; the system's packages and apt's
 // own state stay as they are.
 import { spawnSync } from 'node:child_process'
-import { chmodSync, existsSync, mkdirSync, mkdtempSync, readdirSync, renameSync, rmSync, writeFileSync } from 'node:fs'
+import { chmodSync, mkdirSync, mkdtempSync, readdirSync, renameSync, rmSync, writeFileSync } from 'node:fs'
 import { release, tmpdir } from 'node:os'
 import { dirname, join } from 'node:path'
+import { download, run } from './debian.mjs'
 
 /** Where the oci driver looks for it, before the system's own. */
 export const criuPrefix = '/opt/thaw/criu'
 const wanted = newKernel() ? 4.2 : 4
 const suite = 'forky'
-const keyring = '/usr/share/keyrings/debian-archive-keyring.gpg'
 
 function newKernel() {
   const [major = 0, minor = 0] = release().split('.').map(Number)
@@ -26,11 +26,6 @@ export function hasCriu() {
   })
 }
 
-/** Whether `installCriu` can do it here: the archive's key must be one that this system already trusts. */
-export function canInstallCriu() {
-  return existsSync(keyring) && spawnSync('apt-get', ['--version']).status === 0 && ['x64', 'arm64'].includes(process.arch)
-}
-
 /** Installs criu into its folder. Throws with what went wrong; nothing half-made is left in its place. */
 export function installCriu() {
   const work = mkdtempSync(join(tmpdir(), 'thaw-criu-'))
@@ -40,7 +35,7 @@ export function installCriu() {
     chmodSync(work, 0o755)
     rmSync(prefix, { recursive: true, force: true })
     mkdirSync(prefix, { recursive: true })
-    for (const archive of download(work)) run('dpkg-deb', ['--extract', archive, prefix])
+    for (const archive of download(work, 'criu', suite)) run('dpkg-deb', ['--extract', archive, prefix])
     for (const unused of ['etc', 'usr/share', 'usr/bin']) rmSync(join(prefix, unused), { recursive: true, force: true })
     writeWrapper(prefix)
     rmSync(criuPrefix, { recursive: true, force: true })
@@ -50,43 +45,6 @@ export function installCriu() {
     rmSync(work, { recursive: true, force: true })
     rmSync(prefix, { recursive: true, force: true })
   }
-}
-
-/** Paths of the packages: criu and all that it depends on, chosen and verified by apt. */
-function download(work) {
-  for (const folder of ['state/lists/partial', 'cache/archives/partial']) mkdirSync(join(work, folder), { recursive: true })
-  const sources = join(work, 'thaw.sources')
-  writeFileSync(sources, `Types: deb\nURIs: ${mirror()}\nSuites: ${suite}\nComponents: main\nSigned-By: ${keyring}\n`)
-  // Empty: as if nothing were installed, so that libraries come along that the system has in an older version.
-  writeFileSync(join(work, 'status'), '')
-  mkdirSync(join(work, 'empty'))
-  const options = [
-    `Dir::State=${join(work, 'state')}`,
-    `Dir::State::status=${join(work, 'status')}`,
-    `Dir::Cache=${join(work, 'cache')}`,
-    `Dir::Etc::sourcelist=${sources}`,
-    `Dir::Etc::sourceparts=${join(work, 'empty')}`,
-    'Dir::Etc::preferences=/dev/null',
-    `Dir::Etc::preferencesparts=${join(work, 'empty')}`,
-    'Acquire::Languages=none',
-    'Acquire::IndexTargets::deb::DEP-11::DefaultEnabled=false',
-    'Acquire::Retries=3',
-  ].flatMap((option) => ['-o', option])
-  run('apt-get', [...options, '--quiet=2', 'update'])
-  run('apt-get', [...options, '--quiet=2', '--yes', '--no-install-recommends', '--download-only', 'install', 'criu'])
-  const folder = join(work, 'cache/archives')
-  return readdirSync(folder)
-    .filter((name) => name.endsWith('.deb'))
-    .map((name) => join(folder, name))
-}
-
-/** The Debian mirror that this system uses, so that a local one is used here, too. */
-function mirror() {
-  const { stdout } = spawnSync('apt-get', ['indextargets', '--format', '$(LABEL) $(REPO_URI)', 'Created-By: Packages'], {
-    encoding: 'utf8',
-  })
-  const found = /^Debian (https?:\S+)$/m.exec(stdout ?? '')?.[1]
-  return found ?? 'http://deb.debian.org/debian'
 }
 
 function writeWrapper(prefix) {
@@ -100,14 +58,4 @@ function writeWrapper(prefix) {
   const folder = join(criuPrefix, libraries)
   writeFileSync(wrapper, `#!/bin/sh\nexec ${join(folder, loader)} --library-path ${folder} ${join(criuPrefix, 'usr/sbin/criu')} "$@"\n`)
   chmodSync(wrapper, 0o755)
-}
-
-function run(program, args) {
-  const { status, error, stderr } = spawnSync(program, args, {
-    encoding: 'utf8',
-    env: { ...process.env, DEBIAN_FRONTEND: 'noninteractive' },
-    timeout: 300_000,
-  })
-  if (error) throw new Error(`${program}: ${error.message}`)
-  if (status !== 0) throw new Error(`${program} failed: ${stderr.trim().slice(-1000)}`)
 }
