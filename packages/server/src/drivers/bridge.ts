@@ -33,7 +33,7 @@ export class Bridge {
     const session = await this.#open()
     const stream = session.request({ ':method': 'CONNECT', ':authority': `unix:${encodeURIComponent(path)}` }, { endStream: false })
     const status = await answerOf(stream)
-    if (status === 200) return stream
+    if (status === 200) return asSocket(stream)
     stream.close(constants.NGHTTP2_CANCEL)
     throw new ThawError('driver_failed', 'The sandbox has no socket to connect to.', { details: { status } })
   }
@@ -94,6 +94,12 @@ export class Bridge {
       session.unref()
     })
   }
+}
+
+/** An `http.Agent` that keeps a connection between requests calls what only sockets have. */
+function asSocket(stream: ClientHttp2Stream): ClientHttp2Stream {
+  const same = () => stream
+  return Object.assign(stream, { setKeepAlive: same, ref: same, unref: same })
 }
 
 function answerOf(stream: ClientHttp2Stream): Promise<number> {
