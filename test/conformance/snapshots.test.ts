@@ -331,7 +331,7 @@ describe.skipIf(skip !== null)(`snapshots over oci${skip === null ? '' : ` (skip
     for (const when of ['sh', 'criu'] as const) {
       const sandbox = spec({ snapshot: source })
       const created = driver.create(sandbox).catch((error: unknown) => error)
-      await waitUntil(() => processesOf(sandbox.id).some((line) => line.includes(when)), 5_000)
+      expect(await promptly(() => processesOf(sandbox.id).some((line) => line.includes(when)))).toBe(true)
       await driver.destroy(sandbox.id)
       expect(await created).toBeInstanceOf(Error)
       await driver.destroy(sandbox.id)
@@ -345,7 +345,7 @@ describe.skipIf(skip !== null)(`snapshots over oci${skip === null ? '' : ` (skip
     const sandbox = spec({ snapshot: source })
     const abandon = new AbortController()
     const created = driver.create(sandbox, abandon.signal)
-    await waitUntil(() => processesOf(sandbox.id).length > 0, 5_000)
+    expect(await promptly(() => processesOf(sandbox.id).length > 0)).toBe(true)
     abandon.abort(new Error('changed my mind'))
     await expect(created).rejects.toThrow('changed my mind')
     expect(await driver.list()).not.toContain(sandbox.id)

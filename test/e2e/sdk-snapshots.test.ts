@@ -15,8 +15,11 @@ describe.skipIf(skip !== null)(`snapshots through the SDK over oci${skip === nul
     await source.files.write('/root/moved', 'from here')
     const taken = await source.snapshot({ name: 'moved', kind: 'filesystem' })
     const heard: [number, number] = [0, 0]
-    const pieces = here.thaw.snapshots.export(taken.id, { onProgress: (bytes) => void (heard[0] = bytes) })
-    const streamed = await there.thaw.snapshots.import(pieces, { onProgress: (bytes) => void (heard[1] = bytes) })
+    const listen = (index: 0 | 1) => (bytes: number) => {
+      heard[index] = bytes
+    }
+    const pieces = here.thaw.snapshots.export(taken.id, { onProgress: listen(0) })
+    const streamed = await there.thaw.snapshots.import(pieces, { onProgress: listen(1) })
     expect(heard[1]).toBe(heard[0])
     expect(heard[0]).toBeGreaterThan(100)
 
