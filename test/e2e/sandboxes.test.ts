@@ -107,11 +107,8 @@ for (const driver of kinds) {
 
     test('pause stops its processes where they are, and the next call wakes it', async () => {
       const { id } = await api.sandbox()
-      await api.exec(
-        id,
-        '(i=0; while true; do i=$((i+1)); echo $i > /tmp/count-$PPID; sleep 0.02; done) >/dev/null 2>&1 & echo $PPID > /tmp/ticker',
-      )
-      const count = async () => Number(await api.stdout(id, 'cat /tmp/count-$(cat /tmp/ticker)').catch(() => '0'))
+      await api.exec(id, '(i=0; while true; do i=$((i+1)); echo $i > ticks; sleep 0.02; done) >/dev/null 2>&1 & true')
+      const count = async () => Number(await api.stdout(id, 'cat ticks').catch(() => '0'))
       expect(await eventually(async () => (await count()) > 3)).toBe(true)
       const paused = await api.send('POST', `/v1/sandboxes/${id}/pause`)
       expect(paused.body.item.state).toBe('paused')
@@ -138,7 +135,7 @@ for (const driver of kinds) {
 
     test('files are written, read in ranges, listed, moved and removed', async () => {
       const { id } = await api.sandbox()
-      const home = `/tmp/files-${id}`
+      const home = `${(await api.stdout(id, 'echo $HOME')).trim()}/files`
       const files = (path: string, rest = '') => `/v1/sandboxes/${id}/files${rest}?path=${encodeURIComponent(path)}`
       expect((await api.send('PUT', files(`${home}/deep/down/a.txt`), 'content of a')).status).toBe(200)
       expect((await api.send('GET', files(`${home}/deep/down/a.txt`))).body).toBe('content of a')
@@ -159,7 +156,7 @@ for (const driver of kinds) {
 
     test('a folder moves as tar, both ways', async () => {
       const { id } = await api.sandbox()
-      const base = `/tmp/tar-${id}`
+      const base = `${(await api.stdout(id, 'echo $HOME')).trim()}/tar`
       await api.exec(
         id,
         `mkdir -p ${base}/one/two && echo x > ${base}/one/two/x && ln -s two/x ${base}/one/link && chmod 750 ${base}/one/two/x`,
@@ -179,13 +176,12 @@ for (const driver of kinds) {
     })
 
     test('execute runs in a sandbox of its own that is gone afterwards, or goes on in one', async () => {
-      const once = await api.send('POST', '/v1/execute', { command: 'echo $((6*7)); exit 5', files: { '/tmp/thaw-in/x': 'y' } })
+      const once = await api.send('POST', '/v1/execute', { command: 'echo $((6*7)); exit 5', files: { 'thaw-in/x': 'y' } })
       expect(once.body).toMatchObject({ stdout: '42\n', exit_code: 5, sandbox_id: null, cached: false })
-      const kept = await api.send('POST', '/v1/execute', { command: 'echo 1 > /tmp/thaw-n', mode: 'persistent' })
+      const kept = await api.send('POST', '/v1/execute', { command: 'echo 1 > thaw-n', mode: 'persistent' })
       const id = kept.body.sandbox_id
-      const next = await api.send('POST', '/v1/execute', { command: 'cat /tmp/thaw-n', mode: 'persistent', sandbox_id: id })
+      const next = await api.send('POST', '/v1/execute', { command: 'cat thaw-n', mode: 'persistent', sandbox_id: id })
       expect(next.body).toMatchObject({ stdout: '1\n', sandbox_id: id, boot_method: 'reused' })
-      await api.exec(id, 'rm -f /tmp/thaw-n')
     })
 
     test('the same run again is answered from what is kept, unless anything differs', async () => {
@@ -201,7 +197,7 @@ for (const driver of kinds) {
       const first = await run()
       expect(first.cached).toBe(false)
       expect(await run()).toMatchObject({ cached: true, stdout: first.stdout })
-      for (const change of [{ env: { A: '1' } }, { stdin: 'x' }, { cache_key: 'other' }, { files: { '/tmp/thaw-f': '1' } }]) {
+      for (const change of [{ env: { A: '1' } }, { stdin: 'x' }, { cache_key: 'other' }, { files: { 'thaw-f': '1' } }]) {
         const other = await run(change)
         expect(other.cached).toBe(false)
         expect(other.stdout).not.toBe(first.stdout)

@@ -174,7 +174,8 @@ export class ProcessDriver implements Driver {
 
   /** One by one: what forks meanwhile is found in the next round. */
   async pause(id: string): Promise<void> {
-    await this.#signalUntil(id, 'SIGSTOP', (pid) => isStopped(pid))
+    // Who waits in the kernel (D) for a child that was stopped before its exec runs no further either: the signal waits for it.
+    await this.#signalUntil(id, 'SIGSTOP', (pid) => isStopped(pid) || stateOf(pid) === 'D')
   }
 
   async resume(id: string): Promise<void> {
@@ -183,9 +184,13 @@ export class ProcessDriver implements Driver {
 
   async #signalUntil(id: string, signal: NodeJS.Signals, done: (pid: number) => boolean): Promise<void> {
     if (this.#processes(id).length === 0) throw new ThawError('driver_failed', `The sandbox ${id} does not run.`)
+    const signalled = new Set<number>()
     const settled = await waitUntil(() => {
-      const left = this.#processes(id).filter((pid) => !done(pid))
-      for (const pid of left) killQuietly(pid, signal)
+      const left = this.#processes(id).filter((pid) => !signalled.has(pid) || !done(pid))
+      for (const pid of left) {
+        killQuietly(pid, signal)
+        signalled.add(pid)
+      }
       return left.length === 0
     }, 10_000)
     if (!settled) throw new ThawError('driver_failed', `Processes of sandbox ${id} cannot be stopped or continued.`)
