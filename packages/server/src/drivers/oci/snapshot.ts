@@ -165,6 +165,9 @@ async function keepFiles(
 /** Not one instruction runs after the snapshot: what is frozen gets the signal, and meets it when it goes on. */
 export async function endFrozen(cgroups: Cgroups, cgroup: string): Promise<void> {
   for (const pid of cgroups.processes(cgroup)) killQuietly(pid)
-  await cgroups.freeze(cgroup, false)
+  await cgroups.freeze(cgroup, false).catch((error: NodeJS.ErrnoException) => {
+    // An engine that waited for the end has removed the group meanwhile.
+    if (error.code !== 'ENOENT') throw error
+  })
   if (!(await endGroup(cgroups, cgroup))) throw new ThawError('driver_failed', 'The processes of the sandbox do not end.')
 }
