@@ -339,7 +339,7 @@ for (const { name: kind, open, missing, image: imageRef, before, rootIsRootOfHos
         const target = join(out, 'snapshot-stop')
         mkdirSync(target, { mode: 0o700 })
         let printed = ''
-        const first = shell('i=0; while :; do i=$((i+1)); echo $i > /count; echo $i; sleep 0.01; done', {
+        const first = shell('i=0; while :; do i=$((i+1)); echo $i > /count.new; mv /count.new /count; echo $i; sleep 0.01; done', {
           user: 'root',
           root: 'writable',
           onOutput: (_, bytes) => (printed += bytes),
