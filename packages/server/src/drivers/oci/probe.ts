@@ -53,7 +53,10 @@ export async function probeOci(engine: string, cgroups: Cgroups, volume: Volume,
     else probe.versions[tool] = /[\d.]{3,}/.exec(found.stdout)?.[0] ?? 'unknown'
   }
   if (gvisor !== null)
-    probe.warnings.push('gVisor keeps the memory of sandboxes, not of functions: those start without snapshots with this engine.')
+    probe.warnings.push(
+      'gVisor keeps the memory of sandboxes, not of functions: those start without snapshots with this engine.',
+      'With gVisor the API of files in sandboxes does not work yet: use commands (docs/architecture.md).',
+    )
   else if (!criuInstalled())
     probe.warnings.push('CRIU is missing: snapshots keep files only, no memory. docs/snapshots.md says how to get it.')
   const noDisks = await volume.problem()
