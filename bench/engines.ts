@@ -99,6 +99,8 @@ export function bwrapEngine(bench: Workbench, roots: ReadonlyMap<Language, strin
   }
 }
 
+let daemons = 0
+
 /**
  * A Docker daemon of our own, with its own socket, data root and pid file, and no bridge: containers get an empty network,
  * which spares Docker the slower half of its start. Images are imported from the same files that we start from.
@@ -109,12 +111,12 @@ export async function dockerEngine(bench: Workbench, roots: ReadonlyMap<Language
     bench.leaveOut('docker run', 'not installed (Debian package docker.io), or not root')
     return null
   }
-  const dir = join(bench.dir, 'docker')
+  const dir = join(bench.dir, `docker-${++daemons}`)
   mkdirSync(dir)
   const socket = `unix://${join(dir, 'docker.sock')}`
   // What a stopped daemon leaves mounted would keep the folder from being removed; it runs after the daemon has ended.
   bench.defer(() => unmountBelow(dir))
-  const group = `thaw-bench-${process.pid}`
+  const group = `thaw-bench-${process.pid}-${daemons}`
   bench.defer(() => removeGroup(group))
   const child = bench.start(daemon, [
     ...['--host', socket, '--data-root', join(dir, 'data'), '--exec-root', join(dir, 'exec'), '--pidfile', join(dir, 'pid')],

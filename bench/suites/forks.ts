@@ -1,4 +1,4 @@
-import { mkdirSync, rmSync } from 'node:fs'
+import { existsSync, mkdirSync, rmSync } from 'node:fs'
 import { join } from 'node:path'
 import { type Sandbox, ThawError } from '@thaw/sdk'
 import { type DockerEngine, dockerEngine } from '../engines.ts'
@@ -7,6 +7,9 @@ import { type Row, rowOf } from '../report.ts'
 import { type Figure, figure, interleave } from '../stats.ts'
 import { driverOf, startThaw, type ThawServer } from '../thaw-server.ts'
 import { findProgram, memoryOf, type Workbench } from '../workbench.ts'
+
+/** Where bootstrap puts CRIU. */
+const ownCriu = '/opt/thaw/criu/bin/criu'
 
 /** A process that holds 64 MiB which are not all alike, and counts. */
 const holder = `
@@ -174,7 +177,7 @@ async function asleep(bench: Workbench, server: ThawServer): Promise<Row[]> {
 
 /** One process, dumped while it runs on and restored once, each by one command. */
 async function criuByHand(bench: Workbench): Promise<(() => Promise<number>) | null> {
-  const criu = findProgram('criu') ?? findProgram('/opt/thaw/criu/bin/criu')
+  const criu = findProgram('criu') ?? (existsSync(ownCriu) ? ownCriu : null)
   if (criu === null || process.getuid?.() !== 0) {
     bench.leaveOut('criu dump + restore', 'CRIU is not installed')
     return null
