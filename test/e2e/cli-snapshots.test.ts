@@ -119,7 +119,12 @@ describe.skipIf(skip !== null)(`the command line, snapshots and forks over oci${
     ])
     const tree = (await json('sandbox', 'tree', second)) as SandboxTree
     expect(tree.items.map(({ id }) => id)).toEqual([tree.root_id, first, second])
-    const terminal = new TestTerminal([process.execPath, script, 'sandbox', 'tree', name], { env: env(), cols: 120, rows: 20 })
+    const terminal = new TestTerminal([process.execPath, script, 'sandbox', 'tree', name], {
+      // Where CI says that it is one, colors are left out.
+      env: { ...env(), FORCE_COLOR: '1' },
+      cols: 120,
+      rows: 20,
+    })
     await terminal.see('\x1b[32m● running\x1b[39m')
     await terminal.see('\x1b[34m○ hibernated\x1b[39m')
     expect((await terminal.ended()).code).toBe(0)

@@ -3,7 +3,7 @@ import { existsSync, readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { ThawError } from '@thaw/protocol'
 import type { CreateSpec } from '../driver.ts'
-import { identify, type ProcessIdentity } from '../processes.ts'
+import { identify, type ProcessIdentity, waitUntil } from '../processes.ts'
 import { waitForName } from '../socket.ts'
 import { closeWriteEnds, type OutputPipes, readOutput } from './pipes.ts'
 
@@ -72,10 +72,13 @@ export function startContainer({ engine, command, dir, spec, pipes }: EngineStar
       }
     })
     if (!detach) {
-      waitForName(pidFile, gone.signal).then(
-        () => resolve(started()),
-        () => undefined,
-      )
+      waitForName(pidFile, gone.signal)
+        // Not every engine renames a finished file to this name: there is a moment when it is empty.
+        .then(() => waitUntil(() => readFileSync(pidFile, 'latin1').trim() !== '', 2_000))
+        .then(
+          () => resolve(started()),
+          () => undefined,
+        )
     }
   })
 }
