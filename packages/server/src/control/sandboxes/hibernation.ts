@@ -1,9 +1,10 @@
 import { newId, ThawError } from '@thaw/protocol'
-import type { SandboxRow, SnapshotStore } from '../../store/store.ts'
+import type { SnapshotStore } from '../../store/store.ts'
 import type { Logger } from '../../telemetry/log.ts'
-import type { SnapshotDraft, SnapshotFiles } from '../ports.ts'
+import type { SnapshotFiles } from '../ports.ts'
 import type { AgentSandbox } from './agent-sandbox.ts'
-import { type Captured, capture, chooseKind, goOn } from './capture.ts'
+import { capture, chooseKind, goOn } from './capture.ts'
+import { keepSnapshot } from './keep.ts'
 import type { LiveSandbox } from './live-sandbox.ts'
 import type { SandboxStarter } from './sandbox-starter.ts'
 
@@ -31,45 +32,12 @@ export class Hibernation {
     await using draft = await files.draft()
     const captured = await capture(running, image, row, { dir: draft.data, kind: 'memory', hold: true })
     try {
-      await this.#keep(id, row, image.digest, captured, draft)
+      await keepSnapshot(this.#parts, { id, purpose: 'hibernation', name: null, of: row, imageDigest: image.digest, captured, draft })
       return id
     } catch (error) {
       await goOn(running, image, row)
       throw error
     }
-  }
-
-  async #keep(id: string, row: SandboxRow, imageDigest: string, captured: Captured, draft: SnapshotDraft): Promise<void> {
-    const now = Date.now()
-    const { kind, fingerprint, state, frozen_ms } = captured
-    const committed = await draft.commit(
-      { id, kind, driver: row.driver, image_digest: imageDigest, fingerprint, driver_state: state, spec: row.spec },
-      now,
-    )
-    await this.#parts.store.create({
-      id,
-      tenant: row.tenant,
-      purpose: 'hibernation',
-      kind,
-      state: 'ready',
-      name: null,
-      sandbox_id: row.id,
-      version_id: null,
-      driver: row.driver,
-      image_digest: imageDigest,
-      spec: row.spec,
-      fingerprint,
-      driver_state: { ...state, resume_token: captured.resume_token },
-      ...committed,
-      frozen_ms,
-      success_count: 0,
-      failure_count: 0,
-      failures_in_row: 0,
-      error: null,
-      created_at: now,
-      last_used_at: null,
-      archived_at: null,
-    })
   }
 
   /** The sandbox as it was. Its snapshot stays, for another try where this rejects. */

@@ -20,6 +20,7 @@ import { type Caller, requireAdmin } from '../caller.ts'
 import type { SnapshotFiles } from '../ports.ts'
 import { type Captured, capture, chooseKind } from './capture.ts'
 import { sandboxItem, snapshotItem } from './items.ts'
+import { keepSnapshot } from './keep.ts'
 import type { Lives } from './lives.ts'
 import type { SandboxStarter } from './sandbox-starter.ts'
 import { newRow, type Sandboxes } from './sandboxes.ts'
@@ -83,59 +84,22 @@ export class Snapshots {
       await using draft = await this.#parts.files.draft()
       const captured = await capture(running, image, row, { dir: draft.data, kind })
       try {
-        return snapshotItem(await this.#keep(id, request.name ?? null, row, image.digest, captured, draft))
+        return snapshotItem(
+          await keepSnapshot(this.#parts, {
+            id,
+            purpose: 'user',
+            name: request.name ?? null,
+            of: row,
+            imageDigest: image.digest,
+            captured,
+            draft,
+          }),
+        )
       } catch (error) {
         await running.driver.dropSnapshot?.({ dir: draft.data, kind, state: captured.state })
         throw error
       }
     })
-  }
-
-  async #keep(
-    id: string,
-    name: string | null,
-    row: Pick<SandboxRow, 'tenant' | 'driver' | 'spec'> & { id: string | null },
-    imageDigest: string,
-    captured: Captured,
-    draft: Awaited<ReturnType<SnapshotFiles['draft']>>,
-  ): Promise<SnapshotRow> {
-    const { kind, fingerprint, state, frozen_ms } = captured
-    const now = Date.now()
-    const committed = await draft.commit(
-      { id, kind, driver: row.driver, image_digest: imageDigest, fingerprint, driver_state: state, spec: { ...row.spec, env: {} } },
-      now,
-    )
-    const kept: SnapshotRow = {
-      id,
-      tenant: row.tenant,
-      purpose: 'user',
-      kind,
-      state: 'ready',
-      name,
-      sandbox_id: row.id,
-      version_id: null,
-      driver: row.driver,
-      image_digest: imageDigest,
-      spec: row.spec,
-      fingerprint,
-      driver_state: { ...state, resume_token: captured.resume_token },
-      ...committed,
-      frozen_ms,
-      success_count: 0,
-      failure_count: 0,
-      failures_in_row: 0,
-      error: null,
-      created_at: now,
-      last_used_at: null,
-      archived_at: null,
-    }
-    try {
-      await this.#parts.store.create(kept)
-    } catch (error) {
-      await this.#parts.files.remove(id)
-      throw error
-    }
-    return kept
   }
 
   async list(
@@ -203,7 +167,17 @@ export class Snapshots {
       state: manifest.driver_state,
       resume_token: parsed.data.resume_token,
     }
-    return snapshotItem(await this.#keep(id, name ?? parsed.data.name, row, manifest.image_digest, captured, kept))
+    return snapshotItem(
+      await keepSnapshot(this.#parts, {
+        id,
+        purpose: 'user',
+        name: name ?? parsed.data.name,
+        of: row,
+        imageDigest: manifest.image_digest,
+        captured,
+        draft: kept,
+      }),
+    )
   }
 
   #keepsOutside(row: SnapshotRow): boolean {
