@@ -1,5 +1,6 @@
-import { Agent, type ClientRequestArgs, type IncomingMessage, type ServerResponse } from 'node:http'
+import type { Agent, IncomingMessage, ServerResponse } from 'node:http'
 import type { Duplex } from 'node:stream'
+import { DialAgent } from '../control/dial-agent.ts'
 import type { Instance } from '../control/instance.ts'
 import type { Borrower, Loan } from '../control/loan.ts'
 import type { RunRequest } from '../control/run.ts'
@@ -93,23 +94,5 @@ export class WebProxy {
       this.#agents.set(instance, agents)
     }
     return agents
-  }
-}
-
-/** Connects to whatever `dial` leads to, whichever host a request names. */
-class DialAgent extends Agent {
-  readonly #dial: () => Promise<Duplex>
-
-  constructor(dial: () => Promise<Duplex>, options: { keepAlive: boolean; timeout?: number }) {
-    super(options)
-    this.#dial = dial
-  }
-
-  createConnection(_options: ClientRequestArgs, callback?: (error: Error | null, stream: Duplex) => void): undefined {
-    this.#dial().then(
-      (stream) => callback?.(null, stream),
-      // An error comes without a stream, which the type does not know.
-      (error: Error) => (callback as ((error: Error) => void) | undefined)?.(error),
-    )
   }
 }
