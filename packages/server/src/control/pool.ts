@@ -48,6 +48,8 @@ export class Pool {
   readonly #parts: PoolParts
   readonly #ready: Poolable[] = []
   readonly #closing = new AbortController()
+  /** Ends that go on: what left for one caller is no less there for another who wants the pool empty. */
+  readonly #leaving = new Set<Promise<void>>()
   #target = 0
   #filling: Promise<void> | undefined
   #failures = 0
@@ -77,12 +79,14 @@ export class Pool {
     return sandbox
   }
 
-  /** Sets how many are to be ready. Missing ones are started in the background; resolves when there are none too many. */
+  /** Sets how many are to be ready. Missing ones are started in the background; resolves when there are none too many, and for 0 when none is left. */
   async resize(target: number): Promise<void> {
     this.#target = target
     this.fill()
     while (this.#ready.length > this.#target) await this.#drop()
-    if (target === 0) await this.#filling
+    if (target > 0) return
+    await this.#filling
+    await Promise.all(this.#leaving)
   }
 
   /** Goes on filling, where it is not already. */
@@ -129,15 +133,24 @@ export class Pool {
     const index = this.#ready.indexOf(sandbox)
     if (index < 0) return
     this.#ready.splice(index, 1)
-    await sandbox.destroy().catch((error) => this.#parts.filled(error))
-    this.#parts.release()
+    await this.#end(sandbox)
     this.fill()
   }
 
   async #drop(): Promise<void> {
     const sandbox = this.#ready.pop()
-    if (sandbox === undefined) return
-    await sandbox.destroy().catch((error) => this.#parts.filled(error))
-    this.#parts.release()
+    if (sandbox !== undefined) await this.#end(sandbox)
+  }
+
+  #end(sandbox: Poolable): Promise<void> {
+    const ending = sandbox
+      .destroy()
+      .catch((error) => this.#parts.filled(error))
+      .then(() => {
+        this.#leaving.delete(ending)
+        this.#parts.release()
+      })
+    this.#leaving.add(ending)
+    return ending
   }
 }
