@@ -211,6 +211,7 @@ describe.skipIf(skip !== null)(`the command line, snapshots and forks over oci${
 
     const imported = await out('snapshot', 'import', file, '--name', 'arrived')
     const again = await thaw(['snapshot', 'import', '-', '--json'], bytes)
+    expect(again.code, again.stderr).toBe(0)
     const { id: second, name: kept } = JSON.parse(again.stdout) as SnapshotItem
     for (const made of [imported, second]) onTestFinished(() => server.thaw.snapshots.delete(made))
     expect(kept).toBe('moving')

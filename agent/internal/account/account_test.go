@@ -32,6 +32,14 @@ func TestLookupTellsUnknownUsersAndThoseOfOthers(t *testing.T) {
 }
 
 func TestAsHasTheUsersPermissionsOnItsThreadAlone(t *testing.T) {
+	t.Run("with ids for files", asHasPermissions)
+	known := hasFileIDs
+	defer func() { hasFileIDs = known }()
+	hasFileIDs = func() bool { return false }
+	t.Run("with effective ids", asHasPermissions)
+}
+
+func asHasPermissions(t *testing.T) {
 	if os.Geteuid() != 0 {
 		user := &User{Name: "root"}
 		if err := As(user, func() error { return nil }); err == nil {
@@ -60,6 +68,9 @@ func TestAsHasTheUsersPermissionsOnItsThreadAlone(t *testing.T) {
 			}
 			if _, err := os.ReadFile(secret); err != nil {
 				t.Errorf("as root again: %v", err)
+			}
+			if os.Geteuid() != 0 || os.Getegid() != 0 {
+				t.Errorf("root again, but %d:%d", os.Geteuid(), os.Getegid())
 			}
 		})
 	}

@@ -5,6 +5,7 @@ import (
 	"os"
 	"runtime"
 	"slices"
+	"sync"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -16,22 +17,26 @@ import (
 // directories and links that change in between. So the thread takes the user's file system ids and groups
 // (setfsuid(2) also drops the capabilities that pass over file permissions), and nothing else of the agent changes.
 func As(user *User, fn func() error) error {
-	if int(user.UID) == os.Geteuid() && (user.UID != 0 || user.GID == 0) {
+	self := identity{uint32(os.Geteuid()), uint32(os.Getegid()), nil}
+	if user.UID == self.uid && (user.UID != 0 || user.GID == 0) {
 		return fn()
 	}
 	runtime.LockOSThread()
 	before, err := unix.Getgroups()
+	for _, group := range before {
+		self.groups = append(self.groups, uint32(group))
+	}
+	become := becomeForFiles
+	if err == nil && !hasFileIDs() {
+		become = becomeEffectively
+	}
 	if err == nil {
-		err = become(user.UID, user.GID, user.Groups)
+		err = become(identity{user.UID, user.GID, user.Groups})
 	}
 	if err == nil {
 		err = fn()
 	}
-	groups := make([]uint32, len(before))
-	for i, group := range before {
-		groups[i] = uint32(group)
-	}
-	if undo := become(uint32(os.Geteuid()), uint32(os.Getegid()), groups); undo != nil {
+	if undo := become(self); undo != nil {
 		// The thread stays locked, so that it ends with this goroutine and nobody else gets its identity.
 		return fmt.Errorf("the agent could not take its own identity back: %w", undo)
 	}
@@ -39,20 +44,59 @@ func As(user *User, fn func() error) error {
 	return err
 }
 
-// become changes the file system identity of this thread. Groups and gid go first when leaving root and the order
+type identity struct {
+	uid, gid uint32
+	groups   []uint32
+}
+
+// hasFileIDs tells whether this kernel knows identities for files alone. That of gVisor does not.
+var hasFileIDs = sync.OnceValue(func() bool {
+	_, _, errno := unix.RawSyscall(unix.SYS_SETFSUID, ^uintptr(0), 0, 0)
+	return errno != unix.ENOSYS
+})
+
+// becomeForFiles changes the file system identity of this thread. Groups and gid go first when leaving root and the order
 // does not matter when coming back: CAP_SETUID and CAP_SETGID are not file capabilities and stay.
-func become(uid, gid uint32, groups []uint32) error {
-	if err := setgroups(groups); err != nil {
+func becomeForFiles(who identity) error {
+	if err := setgroups(who.groups); err != nil {
 		return fmt.Errorf("the agent may not act for other users: %w", err)
 	}
 	// Both calls return the old id, also when they refuse; only a second call tells.
-	_ = unix.Setfsgid(int(gid))
-	if got, _ := unix.SetfsgidRetGid(-1); got != int(gid) {
-		return fmt.Errorf("the agent may not act for group %d: it lacks CAP_SETGID", gid)
+	_ = unix.Setfsgid(int(who.gid))
+	if got, _ := unix.SetfsgidRetGid(-1); got != int(who.gid) {
+		return fmt.Errorf("the agent may not act for group %d: it lacks CAP_SETGID", who.gid)
 	}
-	_ = unix.Setfsuid(int(uid))
-	if got, _ := unix.SetfsuidRetUid(-1); got != int(uid) {
-		return fmt.Errorf("the agent may not act for user %d: it lacks CAP_SETUID", uid)
+	_ = unix.Setfsuid(int(who.uid))
+	if got, _ := unix.SetfsuidRetUid(-1); got != int(who.uid) {
+		return fmt.Errorf("the agent may not act for user %d: it lacks CAP_SETUID", who.uid)
+	}
+	return nil
+}
+
+// becomeEffectively changes the effective ids of this thread, by the bare system calls: the functions of package syscall change
+// all threads. The real and saved ids stay those of the agent, so that it can come back; the kernel takes the capabilities
+// away with the effective user, and gives them back with it. Therefore the user is the first to come back, and the last to leave.
+func becomeEffectively(who identity) error {
+	const same = ^uintptr(0)
+	steps := []func() error{
+		func() error { return setgroups(who.groups) },
+		func() error { return bare(unix.SYS_SETRESGID, same, uintptr(who.gid), same) },
+		func() error { return bare(unix.SYS_SETRESUID, same, uintptr(who.uid), same) },
+	}
+	if os.Geteuid() != os.Getuid() {
+		slices.Reverse(steps)
+	}
+	for _, step := range steps {
+		if err := step(); err != nil {
+			return fmt.Errorf("the agent may not act for other users: %w", err)
+		}
+	}
+	return nil
+}
+
+func bare(call, a, b, c uintptr) error {
+	if _, _, errno := unix.RawSyscall(call, a, b, c); errno != 0 {
+		return errno
 	}
 	return nil
 }
@@ -72,8 +116,5 @@ func setgroups(groups []uint32) error {
 	if len(groups) > 0 {
 		first = unsafe.Pointer(&groups[0])
 	}
-	if _, _, errno := unix.RawSyscall(unix.SYS_SETGROUPS, uintptr(len(groups)), uintptr(first), 0); errno != 0 {
-		return errno
-	}
-	return nil
+	return bare(unix.SYS_SETGROUPS, uintptr(len(groups)), uintptr(first), 0)
 }

@@ -96,6 +96,8 @@ export interface SnapshotTarget {
   kind: SnapshotKind
   /** End the sandbox at the moment of the snapshot (hibernation): nothing that happens after it is lost. */
   stop: boolean
+  /** It is restored at once, perhaps many times, and then removed: it need not outlive the server. */
+  passing?: boolean
   signal?: AbortSignal
 }
 

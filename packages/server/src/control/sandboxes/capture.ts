@@ -38,24 +38,31 @@ export async function capture(
   running: AgentSandbox,
   image: Pick<ReadyImage, 'config'>,
   row: SandboxRow,
-  target: { dir: string; kind: SnapshotKind; hold?: boolean },
+  target: { dir: string; kind: SnapshotKind; hold?: boolean; passing?: boolean },
 ): Promise<Captured> {
   const { driver, agent, id } = running
-  const { dir, kind, hold = false } = target
+  const { dir, kind, hold = false, passing = false } = target
   if (driver.snapshot === undefined) throw new ThawError('snapshot_unsupported')
   if (kind === 'filesystem') return { ...(await driver.snapshot(id, { dir, kind, stop: false })), kind, resume_token: null }
   if (row.state === 'paused') await driver.resume?.(id)
   const resumeToken = resumeTokenOf(row)
-  let held = false
+  let result: SnapshotResult
   try {
     await agent.prepareSnapshot(resumeToken, AbortSignal.timeout(agentMs))
     if (hold) await driver.pause?.(id)
-    const result = await driver.snapshot(id, { dir, kind, stop: false })
-    held = hold
-    return { ...result, kind, resume_token: resumeToken }
-  } finally {
-    if (!held) await goOn(running, image, row)
+    result = await driver.snapshot(id, { dir, kind, stop: false, passing })
+  } catch (error) {
+    // One that has ended does not go on either: why it ended is the news.
+    if ((await driver.inspect(id))?.state === 'exited') throw error
+    await goOn(running, image, row)
+    throw error
   }
+  if (!hold)
+    await goOn(running, image, row).catch(async (error) => {
+      await driver.dropSnapshot?.({ dir, kind, state: result.state })
+      throw error
+    })
+  return { ...result, kind, resume_token: resumeToken }
 }
 
 /**

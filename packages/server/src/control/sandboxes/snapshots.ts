@@ -215,7 +215,7 @@ export class Snapshots {
       const { running, row } = sandbox
       if (running === null) throw new ThawError('sandbox_not_running', `The sandbox ${row.id} is ${row.state}.`)
       const kind = chooseKind(running, request.kind, request.fallback)
-      return { captured: await capture(running, await starter.imageOf(row), row, { dir: draft.data, kind }), row }
+      return { captured: await capture(running, await starter.imageOf(row), row, { dir: draft.data, kind, passing: true }), row }
     })
     const source = {
       ...row,

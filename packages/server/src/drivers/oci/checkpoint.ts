@@ -10,6 +10,7 @@ import type { Cgroups } from './cgroup.ts'
 import { type Criu, complaints, quote } from './criu.ts'
 import { type OutsideMount, outsideMounts } from './mounts.ts'
 import type { PipeNames } from './pipes.ts'
+import type { Scratch } from './scratch.ts'
 
 /** What a restore needs to know beside the files; JSON. */
 export interface MemoryState {
@@ -39,6 +40,8 @@ export interface CheckpointInput {
   pipes: PipeNames | null
   /** Bytes in memory that the sandbox may hold, to choose where the image is written first. */
   memoryBytes: number
+  /** Where the image of a snapshot that is never kept may stay. */
+  scratch: Scratch | undefined
   /** Keep hard links of files that are open and have lost their name. Costs a shell per stage, and is rarely needed. */
   linkRemap: boolean
   signal: AbortSignal
@@ -64,7 +67,10 @@ export async function checkpoint(input: CheckpointInput): Promise<{ frozenMs: nu
   const { dir, pid, upper, pipes, signal } = input
   const memory = join(dir, snapshotFolders.memory)
   const stage = join(dir, 'stage')
-  for (const folder of [memory, stage]) mkdirSync(folder, { mode: 0o700 })
+  const fits = input.memoryBytes < availableMemory() / 4
+  const stays = fits && input.scratch?.give(memory, input.memoryBytes) === true
+  if (!stays) mkdirSync(memory, { mode: 0o700 })
+  if (fits && !stays) mkdirSync(stage, { mode: 0o700 })
   const mounts = outsideMounts(pid)
   const state: MemoryState = {
     version: 1,
@@ -80,7 +86,7 @@ export async function checkpoint(input: CheckpointInput): Promise<{ frozenMs: nu
     '--mount',
     'sh',
     '-c',
-    script(input, mounts, stage, memory),
+    script(input, mounts, fits && !stays ? stage : null, memory),
     'thaw-snapshot',
     input.freezer.folder,
   ]
@@ -118,7 +124,7 @@ export async function checkpoint(input: CheckpointInput): Promise<{ frozenMs: nu
       cause: error,
     })
   }
-  rmSync(stage, { recursive: true })
+  rmSync(stage, { recursive: true, force: true })
   rmSync(join(memory, 'dump.log'), { force: true })
   for (const name of readdirSync(memory)) {
     const bytes = statSync(join(memory, name)).size
@@ -129,26 +135,25 @@ export async function checkpoint(input: CheckpointInput): Promise<{ frozenMs: nu
 }
 
 /**
- * The image goes to memory first where there is enough of it: writing page by page to a disk's file system takes five times as
+ * The image goes to memory first (`stage`) where there is enough of it: writing page by page to a disk's file system takes five times as
  * long, and the sandbox waits for it. The tmpfs is in a mount namespace that ends with this script, whatever ends it.
  */
 function script(
-  { criu, pid, upper, dir, memoryBytes, linkRemap, freezer, thawAtEnd }: CheckpointInput,
+  { criu, pid, upper, dir, linkRemap, freezer, thawAtEnd }: CheckpointInput,
   mounts: OutsideMount[],
-  stage: string,
+  stage: string | null,
   memory: string,
 ) {
-  const inMemory = memoryBytes < availableMemory() / 4
-  const images = inMemory ? stage : memory
-  const postDump = quote(join(memory, 'post-dump'))
+  const action = join(dir, 'post-dump')
+  const postDump = quote(action)
   const copyUpper = upper === undefined ? '' : `cp -a --reflink=auto ${quote(upper)} ${quote(join(dir, snapshotFolders.upper))}`
   const dump = [
     ...criu.command,
     'dump',
-    ...['--tree', String(pid), '--images-dir', images, '--work-dir', memory, '--log-file', 'dump.log', '--leave-running'],
+    ...['--tree', String(pid), '--images-dir', stage ?? memory, '--work-dir', memory, '--log-file', 'dump.log', '--leave-running'],
     ...[...commonOptions, '--skip-in-flight', '--force-irmap', '--timeout', '5', '--freeze-cgroup', freezer.folder],
     ...mounts.flatMap(({ target }) => ['--external', `mnt[${target}]:${target}`]),
-    ...(linkRemap ? ['--link-remap', '--action-script', join(memory, 'post-dump')] : []),
+    ...(linkRemap ? ['--link-remap', '--action-script', action] : []),
   ]
     .map(quote)
     .join(' ')
@@ -166,17 +171,19 @@ rm ${postDump}`
       : `${copyUpper} & copy=$!
 ${dump} || { wait $copy; exit 1; }
 wait $copy`
+  // A process in which CRIU works when something kills it may die of that: it is the last that a host short of memory is to choose.
   return `set -e
 umask 077
 trap '' PIPE
+{ echo -1000 >/proc/self/oom_score_adj; } 2>/dev/null || :
 ${thawAtEnd ? `trap ${quote(`echo ${freezer.thawed} >${quote(freezer.file)}`)} EXIT` : ''}
 mount --bind ${quote(criu.kernelFacts)} /run
-${inMemory ? `mount -t tmpfs -o mode=700 tmpfs ${quote(stage)}` : ''}
+${stage === null ? '' : `mount -t tmpfs -o mode=700 tmpfs ${quote(stage)}`}
 echo ready
 read go
 ${both}
 echo read
-${inMemory ? `cp ${quote(stage)}/*.img ${quote(memory)}` : ''}
+${stage === null ? '' : `cp ${quote(stage)}/*.img ${quote(memory)}`}
 echo written`
 }
 

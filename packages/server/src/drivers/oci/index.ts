@@ -24,6 +24,7 @@ import { findProcesses, isAlive, type ProcessIdentity, signalProcess, waitUntil,
 import { connectUnixSocket, waitForName } from '../socket.ts'
 import { startWithin } from '../starting.ts'
 import { type Cgroups, endGroup, killQuietly, openCgroups } from './cgroup.ts'
+import { snapshotFolders } from './checkpoint.ts'
 import { ociConfig } from './config.ts'
 import { fingerprint } from './criu.ts'
 import { defaultEngine, isEngineOf, rememberProcess, runCommandOf, type Started, startContainer } from './engine.ts'
@@ -36,6 +37,7 @@ import type { OciOptions } from './options.ts'
 import { closeWriteEnds, dropPipes, type OutputPipes, type PipeNames, PipeSource, pipeNames, readOutput } from './pipes.ts'
 import { hardNofileLimit, probeOci } from './probe.ts'
 import { parseState, Restores } from './restore.ts'
+import { Scratch } from './scratch.ts'
 import { MemorySnapshots, Turns, takeSnapshot } from './snapshot.ts'
 import { layerFolder, unmount, Volume } from './volume.ts'
 
@@ -56,6 +58,7 @@ interface Running {
 export class OciDriver implements Driver {
   readonly kind = 'oci'
   readonly #memory: MemorySnapshots
+  readonly #scratch: Scratch
   readonly #volume: Volume
   readonly #engine: string
   /** With engine runsc. */
@@ -85,6 +88,7 @@ export class OciDriver implements Driver {
     this.#gvisor = engine === 'runsc' ? new Gvisor({ stateDir: gvisorDir, cgroups: this.#cgroups }) : null
     this.#network = new EgressNetwork(options.dataDir)
     this.#memory = new MemorySnapshots(options.dataDir)
+    this.#scratch = new Scratch(tag)
     const { dataDir, storageMib = null, diskMib = 10_240 } = options
     this.#volume = new Volume({ dataDir, storageMib, diskMib })
     this.#adoptNetworks()
@@ -303,8 +307,12 @@ export class OciDriver implements Driver {
       return this.#snapshots.inTurn(id, () => keepGvisorMemory(target, { gvisor, id, cgroups: this.#cgroups, cgroup, upper, hostSockets }))
     }
     const pipes = readJson<PipeNames>(join(dir, 'pipes.json'))
-    const subject = { cgroups: this.#cgroups, cgroup, pid, upper, pipes, memory: this.#memory }
+    const subject = { cgroups: this.#cgroups, cgroup, pid, upper, pipes, memory: this.#memory, scratch: this.#scratch }
     return this.#snapshots.inTurn(id, () => takeSnapshot(target, subject))
+  }
+
+  async dropSnapshot({ dir }: SnapshotSource): Promise<void> {
+    this.#scratch.drop(join(dir, snapshotFolders.memory))
   }
 
   async fingerprint(): Promise<Record<string, string>> {
@@ -371,6 +379,7 @@ export class OciDriver implements Driver {
 
   async close(): Promise<void> {
     await this.#pipes.close()
+    await this.#scratch.close()
     await this.#gvisor?.closeBridges()
     await this.#network.dropSpares()
     const sandboxesLeft = (await this.list()).length > 0

@@ -3,11 +3,12 @@ import { join } from 'node:path'
 import { ThawError } from '@thaw/protocol'
 import { runCommand } from '../command.ts'
 import type { SnapshotResult, SnapshotTarget } from '../driver.ts'
-import { identify, isAlive, waitUntil } from '../processes.ts'
+import { Bystanders } from './bystanders.ts'
 import { type Cgroups, endGroup, killQuietly } from './cgroup.ts'
 import { type CheckpointInput, checkpoint, snapshotFolders } from './checkpoint.ts'
 import { type Criu, criuInstalled, fingerprint, openCriu } from './criu.ts'
 import type { PipeNames } from './pipes.ts'
+import type { Scratch } from './scratch.ts'
 import { freezeOutsideVfork } from './vfork.ts'
 
 /** The engine of memory snapshots, looked for when it is first needed: the start of a server does not wait for it. */
@@ -60,14 +61,12 @@ export interface SnapshotSubject {
   upper: string | undefined
   pipes: PipeNames | null
   memory: MemorySnapshots
+  scratch: Scratch
 }
 
 /** The longest that a snapshot may take: a disk that writes 20 MiB a second, and a minute. */
 const baseLimitMs = 60_000
 const bytesPerMs = (20 * 1024 * 1024) / 1000
-
-/** A process that dies of a failed snapshot does so as soon as it goes on. */
-const afterlifeMs = 100
 
 /** See `Driver.snapshot`. When it rejects, the folder is as empty as it was. */
 export async function takeSnapshot(target: SnapshotTarget, subject: SnapshotSubject): Promise<SnapshotResult> {
@@ -78,7 +77,7 @@ export async function takeSnapshot(target: SnapshotTarget, subject: SnapshotSubj
     })
   const criu = target.kind === 'memory' ? await subject.memory.engine() : null
   const wasFrozen = cgroups.frozen(cgroup)
-  const first = identify(subject.pid)
+  const before = new Bystanders(cgroups.processes(cgroup), subject.pid)
   const memoryBytes = cgroups.memoryBytes(cgroup) ?? 0
   const limit = AbortSignal.timeout(Math.round(baseLimitMs + memoryBytes / bytesPerMs))
   const signal = target.signal === undefined ? limit : AbortSignal.any([target.signal, limit])
@@ -102,6 +101,7 @@ export async function takeSnapshot(target: SnapshotTarget, subject: SnapshotSubj
             dir: target.dir,
             pipes: subject.pipes,
             memoryBytes,
+            scratch: target.passing === true ? subject.scratch : undefined,
             linkRemap: false,
             signal,
             freezer: cgroups.freezer(cgroup),
@@ -110,16 +110,11 @@ export async function takeSnapshot(target: SnapshotTarget, subject: SnapshotSubj
     if (target.stop) await endFrozen(cgroups, cgroup)
     return result
   } catch (error) {
-    for (const name of readdirSync(target.dir)) rmSync(join(target.dir, name), { recursive: true, force: true })
+    empty(target.dir, subject.scratch)
     // CRIU lets them go on for a while, held by itself.
     if (cgroups.processes(cgroup).length > 0 && cgroups.frozen(cgroup) !== wasFrozen) await cgroups.freeze(cgroup, wasFrozen)
     // What CRIU was working in when something killed it may have died of it.
-    if (!wasFrozen && first !== null && (await waitUntil(() => !isAlive(first), afterlifeMs)))
-      throw new ThawError('snapshot_failed', 'The sandbox ended while the snapshot was taken.', {
-        fix: 'Start another one, from its last snapshot if it has one.',
-        details: { ended: true, ...(error instanceof ThawError ? { because: error.details } : {}) },
-        cause: error,
-      })
+    if (!wasFrozen) await before.check(error)
     if (limit.aborted && !(target.signal?.aborted ?? false))
       throw new ThawError('snapshot_failed', 'Taking the snapshot did not end in time, so it was given up; the sandbox goes on.', {
         cause: error,
@@ -134,10 +129,15 @@ async function keepMemory(input: CheckpointInput): Promise<SnapshotResult> {
     done = await checkpoint(input)
   } catch (error) {
     if (!(error instanceof ThawError) || !/link-remap/i.test(JSON.stringify(error.details ?? ''))) throw error
-    for (const name of readdirSync(input.dir)) rmSync(join(input.dir, name), { recursive: true, force: true })
+    empty(input.dir, input.scratch)
     done = await checkpoint({ ...input, linkRemap: true })
   }
   return { frozen_ms: done.frozenMs, fingerprint: fingerprint(input.criu), state: { ...done.state } }
+}
+
+function empty(dir: string, scratch: Scratch | undefined): void {
+  scratch?.drop(join(dir, snapshotFolders.memory))
+  for (const name of readdirSync(dir)) rmSync(join(dir, name), { recursive: true, force: true })
 }
 
 async function keepFiles(
