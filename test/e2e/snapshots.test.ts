@@ -42,6 +42,24 @@ class Handler(http.server.BaseHTTPRequestHandler):
 http.server.ThreadingHTTPServer(('127.0.0.1', 7000), Handler).serve_forever()
 `
 
+/** Writes into an SQLite database that it holds open, and says how it went. */
+const writing = `
+import sqlite3, time
+database = sqlite3.connect('/root/data.db', isolation_level=None)
+database.execute('create table if not exists counts (count integer)')
+count = 0
+while True:
+    count += 1
+    try:
+        database.execute('insert into counts values (?)', (count,))
+        said = f'wrote {count}'
+    except sqlite3.Error as error:
+        said = f'failed: {error}'
+    with open('/root/said.new', 'w') as file: file.write(said)
+    import os; os.rename('/root/said.new', '/root/said')
+    time.sleep(0.02)
+`
+
 interface State {
   count: number
   ticks: number
@@ -96,6 +114,33 @@ describe.skipIf(skip !== null)(`snapshots, forks and sleep over oci${skip === nu
     return answer.item
   }
   const restore = (id: string, body: object = {}) => api.send('POST', `/v1/snapshots/${id}/restore`, body)
+
+  test('a database that is open is written to by the parent, by its forks, by forks of them, and after a hibernation', async () => {
+    const parent = await api.sandbox({ image: 'python', network: 'none' })
+    await api.send('PUT', `/v1/sandboxes/${parent.id}/files?path=/root/writing.py`, writing)
+    await api.exec(parent.id, 'setsid python3 /root/writing.py </dev/null >/root/log 2>&1 &')
+    const written = async (id: string) => {
+      const said = await api.stdout(id, 'cat /root/said 2>/dev/null || echo wrote 0')
+      expect(said).toMatch(/^wrote \d+/)
+      return Number(said.slice('wrote '.length))
+    }
+    const goesOn = async (id: string) => {
+      const before = await written(id)
+      expect(await eventually(async () => (await written(id)) > before)).toBe(true)
+    }
+    await goesOn(parent.id)
+    const child = (await fork(parent.id)).items[0] as SandboxItem
+    const grandchild = (await fork(child.id)).items[0] as SandboxItem
+    for (const { id } of [grandchild, child, parent]) await goesOn(id)
+    expect((await api.send('POST', `/v1/sandboxes/${child.id}/hibernate`)).status).toBe(200)
+    await goesOn(child.id)
+    // A whole one, with all that its writer believes to have written.
+    const check = 'import sqlite3; print(*sqlite3.connect("/root/data.db").execute("pragma integrity_check").fetchone())'
+    for (const { id } of [grandchild, child, parent]) {
+      expect(await api.stdout(id, ['python3', '-c', check])).toBe('ok\n')
+      await api.send('DELETE', `/v1/sandboxes/${id}`)
+    }
+  })
 
   test('what lives in memory goes on in every child and in the parent: counter, open file, socket, thread, child process, pipe, timer', async () => {
     const parent = await alive()

@@ -90,14 +90,21 @@ export const socketNames = { runtime: 'runtime.sock', http: 'http.sock', agent: 
 
 export type SnapshotKind = 'filesystem' | 'memory'
 
+/**
+ * keep: for later, here or elsewhere, for as long as somebody wants it. fork: restored at once, perhaps many times, then removed; it need
+ * not outlive the server. hibernation: restored once on this machine. The last two go on without noticing anything, as far as
+ * the driver can see to that.
+ */
+export type SnapshotUse = 'keep' | 'fork' | 'hibernation'
+
 export interface SnapshotTarget {
   /** Empty, private folder of the host, on the disk of the snapshots. */
   dir: string
   kind: SnapshotKind
   /** End the sandbox at the moment of the snapshot (hibernation): nothing that happens after it is lost. */
   stop: boolean
-  /** It is restored at once, perhaps many times, and then removed: it need not outlive the server. */
-  passing?: boolean
+  /** Default: keep. */
+  use?: SnapshotUse
   signal?: AbortSignal
 }
 

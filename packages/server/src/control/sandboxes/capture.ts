@@ -1,6 +1,6 @@
 import { createHash } from 'node:crypto'
 import { ThawError } from '@thaw/protocol'
-import type { SnapshotKind, SnapshotResult, SnapshotSource } from '../../drivers/driver.ts'
+import type { SnapshotKind, SnapshotResult, SnapshotSource, SnapshotUse } from '../../drivers/driver.ts'
 import type { SandboxRow } from '../../store/store.ts'
 import type { ReadyImage } from '../ports.ts'
 import { AgentSandbox } from './agent-sandbox.ts'
@@ -31,33 +31,33 @@ export function chooseKind(running: AgentSandbox, wanted: SnapshotKind | undefin
 
 /**
  * Writes a sandbox into a folder. For memory its agent ends all connections first, since none of them could go on in a
- * clone. The sandbox is as it was afterwards, also when this rejects; with `hold` it stands still after a snapshot of its
+ * clone. The sandbox is as it was afterwards, also when this rejects; for its hibernation it stands still after a snapshot of its
  * memory, and whoever asked for that destroys it, or calls `goOn`.
  */
 export async function capture(
   running: AgentSandbox,
   image: Pick<ReadyImage, 'config'>,
   row: SandboxRow,
-  target: { dir: string; kind: SnapshotKind; hold?: boolean; passing?: boolean },
+  target: { dir: string; kind: SnapshotKind; use: SnapshotUse },
 ): Promise<Captured> {
   const { driver, agent, id } = running
-  const { dir, kind, hold = false, passing = false } = target
+  const { dir, kind, use } = target
   if (driver.snapshot === undefined) throw new ThawError('snapshot_unsupported')
-  if (kind === 'filesystem') return { ...(await driver.snapshot(id, { dir, kind, stop: false })), kind, resume_token: null }
+  if (kind === 'filesystem') return { ...(await driver.snapshot(id, { dir, kind, use, stop: false })), kind, resume_token: null }
   if (row.state === 'paused') await driver.resume?.(id)
   const resumeToken = resumeTokenOf(row)
   let result: SnapshotResult
   try {
     await agent.prepareSnapshot(resumeToken, AbortSignal.timeout(agentMs))
-    if (hold) await driver.pause?.(id)
-    result = await driver.snapshot(id, { dir, kind, stop: false, passing })
+    if (use === 'hibernation') await driver.pause?.(id)
+    result = await driver.snapshot(id, { dir, kind, use, stop: false })
   } catch (error) {
     // One that has ended does not go on either: why it ended is the news.
     if ((await driver.inspect(id))?.state === 'exited') throw error
     await goOn(running, image, row)
     throw error
   }
-  if (!hold)
+  if (use !== 'hibernation')
     await goOn(running, image, row).catch(async (error) => {
       await driver.dropSnapshot?.({ dir, kind, state: result.state })
       throw error

@@ -30,7 +30,7 @@ export class Hibernation {
     const image = await starter.imageOf(row)
     const id = newId('snap')
     await using draft = await files.draft()
-    const captured = await capture(running, image, row, { dir: draft.data, kind: 'memory', hold: true })
+    const captured = await capture(running, image, row, { dir: draft.data, kind: 'memory', use: 'hibernation' })
     try {
       await keepSnapshot(this.#parts, { id, purpose: 'hibernation', name: null, of: row, imageDigest: image.digest, captured, draft })
       return id

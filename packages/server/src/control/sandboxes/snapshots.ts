@@ -82,7 +82,7 @@ export class Snapshots {
       const image = await this.#parts.starter.imageOf(row)
       const id = newId('snap')
       await using draft = await this.#parts.files.draft()
-      const captured = await capture(running, image, row, { dir: draft.data, kind })
+      const captured = await capture(running, image, row, { dir: draft.data, kind, use: 'keep' })
       try {
         return snapshotItem(
           await keepSnapshot(this.#parts, {
@@ -215,7 +215,7 @@ export class Snapshots {
       const { running, row } = sandbox
       if (running === null) throw new ThawError('sandbox_not_running', `The sandbox ${row.id} is ${row.state}.`)
       const kind = chooseKind(running, request.kind, request.fallback)
-      return { captured: await capture(running, await starter.imageOf(row), row, { dir: draft.data, kind, passing: true }), row }
+      return { captured: await capture(running, await starter.imageOf(row), row, { dir: draft.data, kind, use: 'fork' }), row }
     })
     const source = {
       ...row,

@@ -1,7 +1,7 @@
 import { type ChildProcess, spawn } from 'node:child_process'
 import { createHash } from 'node:crypto'
 import { chmodSync, chownSync, mkdirSync, readdirSync, readFileSync, rmSync, statSync } from 'node:fs'
-import { join } from 'node:path'
+import { basename, dirname, join } from 'node:path'
 import { createInterface } from 'node:readline'
 import { ThawError } from '@thaw/protocol'
 import { idShift } from '../driver.ts'
@@ -11,6 +11,7 @@ import { type Criu, complaints, quote } from './criu.ts'
 import { type OutsideMount, outsideMounts } from './mounts.ts'
 import type { PipeNames } from './pipes.ts'
 import type { Scratch } from './scratch.ts'
+import { isPristine } from './volume.ts'
 
 /** What a restore needs to know beside the files; JSON. */
 export interface MemoryState {
@@ -27,8 +28,8 @@ export interface MemoryState {
   root: 'readonly' | 'writable'
 }
 
-/** Folders in that of a snapshot. */
-export const snapshotFolders = { memory: 'memory', upper: 'upper' } as const
+/** What lies in the folder of a snapshot: the memory image, and the writable layer, as a folder or with the disk that it lies on. */
+export const snapshotFolders = { memory: 'memory', upper: 'upper', disk: 'disk.tar' } as const
 
 export interface CheckpointInput {
   criu: Criu
@@ -36,6 +37,8 @@ export interface CheckpointInput {
   pid: number
   /** Writable layer, or undefined. */
   upper: string | undefined
+  /** The disk on which it lies (see volume.ts), if all of that is to be kept: so the files keep their numbers. */
+  disk: string | undefined
   dir: string
   pipes: PipeNames | null
   /** Bytes in memory that the sandbox may hold, to choose where the image is written first. */
@@ -105,7 +108,7 @@ export async function checkpoint(input: CheckpointInput): Promise<{ frozenMs: nu
     await steps.reached('ready')
     await input.freeze()
     frozenSince = performance.now()
-    child.stdin.write('go\n')
+    child.stdin.write(upper === undefined || isPristine(upper) ? 'go\n' : 'go files\n')
     await steps.reached('read')
     await thaw()
     await steps.reached('written')
@@ -139,14 +142,14 @@ export async function checkpoint(input: CheckpointInput): Promise<{ frozenMs: nu
  * long, and the sandbox waits for it. The tmpfs is in a mount namespace that ends with this script, whatever ends it.
  */
 function script(
-  { criu, pid, upper, dir, linkRemap, freezer, thawAtEnd }: CheckpointInput,
+  { criu, pid, upper, disk, dir, linkRemap, freezer, thawAtEnd }: CheckpointInput,
   mounts: OutsideMount[],
   stage: string | null,
   memory: string,
 ) {
   const action = join(dir, 'post-dump')
   const postDump = quote(action)
-  const copyUpper = upper === undefined ? '' : `cp -a --reflink=auto ${quote(upper)} ${quote(join(dir, snapshotFolders.upper))}`
+  const keepFiles = upper === undefined ? ':' : disk === undefined ? copyLayer(upper, dir) : packDisk(disk, dir)
   const dump = [
     ...criu.command,
     'dump',
@@ -161,14 +164,12 @@ function script(
   const both = linkRemap
     ? `cat >${postDump} <<'END'
 #!/bin/sh
-[ "$CRTOOLS_SCRIPT_ACTION" != post-dump ] || ${copyUpper || ':'}
+[ "$CRTOOLS_SCRIPT_ACTION" != post-dump ] || { ${keepFiles}; }
 END
 chmod 700 ${postDump}
 ${dump}
 rm ${postDump}`
-    : copyUpper === ''
-      ? dump
-      : `${copyUpper} & copy=$!
+    : `[ -z "$files" ] || { ${keepFiles}; } & copy=$!
 ${dump} || { wait $copy; exit 1; }
 wait $copy`
   // A process in which CRIU works when something kills it may die of that: it is the last that a host short of memory is to choose.
@@ -180,7 +181,7 @@ ${thawAtEnd ? `trap ${quote(`echo ${freezer.thawed} >${quote(freezer.file)}`)} E
 mount --bind ${quote(criu.kernelFacts)} /run
 ${stage === null ? '' : `mount -t tmpfs -o mode=700 tmpfs ${quote(stage)}`}
 echo ready
-read go
+read go files
 ${both}
 echo read
 ${stage === null ? '' : `cp ${quote(stage)}/*.img ${quote(memory)}`}
@@ -199,6 +200,20 @@ export function ownImages(folder: string): void {
     if (now.uid !== idShift) chownSync(path, idShift, idShift)
     if ((now.mode & 0o777) !== mode) chmodSync(path, mode)
   }
+}
+
+function copyLayer(upper: string, dir: string): string {
+  return `cp -a --reflink=auto ${quote(upper)} ${quote(join(dir, snapshotFolders.upper))}`
+}
+
+/**
+ * The disk as it is once everything has been written to it. Programs compare the number of a file that they hold open with the one that
+ * has its name (SQLite writes no more when these differ), and only a copy of the whole file system keeps the numbers. Tar notes
+ * where the disk has holes, which are most of it.
+ */
+function packDisk(disk: string, dir: string): string {
+  const tar = ['--create', '--sparse', '--hole-detection=seek', '--file', join(dir, snapshotFolders.disk)]
+  return `sync --file-system ${quote(disk)} && tar ${[...tar, '--directory', dirname(disk), `${basename(disk)}.img`].map(quote).join(' ')}`
 }
 
 const helpersMs = 200

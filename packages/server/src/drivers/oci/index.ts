@@ -39,7 +39,7 @@ import { hardNofileLimit, probeOci } from './probe.ts'
 import { parseState, Restores } from './restore.ts'
 import { Scratch } from './scratch.ts'
 import { MemorySnapshots, Turns, takeSnapshot } from './snapshot.ts'
-import { layerFolder, unmount, Volume } from './volume.ts'
+import { diskOf, layerFolder, unmount, Volume } from './volume.ts'
 
 /** What this process knows of a sandbox that it started itself. */
 interface Running {
@@ -301,13 +301,14 @@ export class OciDriver implements Driver {
     const dir = this.#dir(id)
     const layer = join(layerFolder(dir), 'upper')
     const upper = existsSync(layer) ? layer : undefined
+    const disk = diskOf(dir) ?? undefined
     const gvisor = this.#gvisor
     if (gvisor !== null && target.kind === 'memory') {
       const hostSockets = readdirSync(join(dir, 'run')).length > 0
       return this.#snapshots.inTurn(id, () => keepGvisorMemory(target, { gvisor, id, cgroups: this.#cgroups, cgroup, upper, hostSockets }))
     }
     const pipes = readJson<PipeNames>(join(dir, 'pipes.json'))
-    const subject = { cgroups: this.#cgroups, cgroup, pid, upper, pipes, memory: this.#memory, scratch: this.#scratch }
+    const subject = { cgroups: this.#cgroups, cgroup, pid, upper, disk, pipes, memory: this.#memory, scratch: this.#scratch }
     return this.#snapshots.inTurn(id, () => takeSnapshot(target, subject))
   }
 

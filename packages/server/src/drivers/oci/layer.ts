@@ -1,11 +1,11 @@
-import { chownSync, existsSync, mkdirSync, readdirSync, statSync } from 'node:fs'
+import { chownSync, existsSync, mkdirSync } from 'node:fs'
 import { join } from 'node:path'
 import { ThawError } from '@thaw/protocol'
 import { runCommand } from '../command.ts'
 import { type CreateSpec, idShift } from '../driver.ts'
 import { snapshotFolders } from './checkpoint.ts'
 import type { FileSystem } from './restore.ts'
-import { layerFolder, type Volume } from './volume.ts'
+import { isPristine, layerFolder, type Volume } from './volume.ts'
 
 /**
  * Makes the writable layer of a sandbox, with what one of a snapshot holds: owners, links, attributes and the marks of what was
@@ -18,13 +18,15 @@ export async function makeLayer(
   dir: string,
   { disk_mib, snapshot }: Pick<CreateSpec, 'disk_mib' | 'snapshot'>,
 ): Promise<void> {
-  const folder = await volume.take(dir, disk_mib)
+  const packed = snapshot === undefined ? undefined : join(snapshot.dir, snapshotFolders.disk)
+  const whole = packed !== undefined && existsSync(packed)
+  const folder = whole ? await volume.takeFrom(dir, packed) : await volume.take(dir, disk_mib)
   for (const path of [join(folder, 'upper'), join(folder, 'work'), join(dir, 'rootfs')]) {
     mkdirSync(path, { mode: 0o755, recursive: true })
     chownSync(path, idShift, idShift)
   }
   const kept = snapshot === undefined ? undefined : join(snapshot.dir, snapshotFolders.upper)
-  if (kept === undefined || !existsSync(kept) || isPristine(kept)) return
+  if (whole || kept === undefined || !existsSync(kept) || isPristine(kept)) return
   try {
     await runCommand('cp', ['-a', '--reflink=auto', '--no-target-directory', kept, join(folder, 'upper')], { timeoutMs: 600_000 })
   } catch (error) {
@@ -34,12 +36,6 @@ export async function makeLayer(
       cause: error,
     })
   }
-}
-
-/** Empty, and the root folder itself was not changed either. */
-function isPristine(folder: string): boolean {
-  const { uid, gid, mode } = statSync(folder)
-  return uid === idShift && gid === idShift && (mode & 0o7777) === 0o755 && readdirSync(folder).length === 0
 }
 
 /** The layer over an image. */

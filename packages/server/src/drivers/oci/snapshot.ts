@@ -57,8 +57,9 @@ export interface SnapshotSubject {
   cgroups: Cgroups
   cgroup: string
   pid: number
-  /** Its writable layer. */
+  /** Its writable layer, and the disk that this lies on if it has one. */
   upper: string | undefined
+  disk: string | undefined
   pipes: PipeNames | null
   memory: MemorySnapshots
   scratch: Scratch
@@ -101,7 +102,8 @@ export async function takeSnapshot(target: SnapshotTarget, subject: SnapshotSubj
             dir: target.dir,
             pipes: subject.pipes,
             memoryBytes,
-            scratch: target.passing === true ? subject.scratch : undefined,
+            scratch: target.use === 'fork' ? subject.scratch : undefined,
+            disk: target.use === 'fork' || target.use === 'hibernation' ? subject.disk : undefined,
             linkRemap: false,
             signal,
             freezer: cgroups.freezer(cgroup),

@@ -11,6 +11,7 @@ import {
   rmdirSync,
   rmSync,
   statfsSync,
+  statSync,
   symlinkSync,
   truncateSync,
   writeFileSync,
@@ -45,6 +46,12 @@ const linkName = 'layer'
 /** The folder that holds the writable layer of a sandbox: its disk, or its own folder where the host can make none. */
 export function layerFolder(sandboxDir: string): string {
   return diskOf(sandboxDir) ?? sandboxDir
+}
+
+/** Whether a layer is empty, and its root folder itself was not changed either. */
+export function isPristine(folder: string): boolean {
+  const { uid, gid, mode } = statSync(folder)
+  return uid === idShift && gid === idShift && (mode & 0o7777) === 0o755 && readdirSync(folder).length === 0
 }
 
 /**
@@ -93,19 +100,33 @@ export class Volume {
         fix: 'Leave resources.disk_mib out, or see `thaw doctor` for what the host lacks.',
       })
     }
-    this.#closed = false
-    const sizeMib = await this.#open()
+    const sizeMib = await this.#openWithRoom()
     if (diskMib !== undefined && diskMib > sizeMib)
       throw new ThawError('invalid_request', `All sandboxes together have ${sizeMib} MiB of disk on this host, less than ${diskMib}.`, {
         fix: 'Lower resources.disk_mib, or raise sandboxes.storage_mib of the server.',
       })
-    if (freeMib(this.#dir) < minFreeMib)
-      throw new ThawError('disk_full', 'The sandboxes of this host have filled what all of them together may write.', {
-        fix: 'Delete sandboxes, or raise sandboxes.storage_mib of the server.',
-      })
     const usual = Math.min(this.#options.diskMib, sizeMib)
     const name = ((diskMib ?? usual) === usual ? this.#spares.pop() : undefined) ?? (await this.#make(diskMib ?? usual))
     this.#refill(usual)
+    return this.#link(name, sandboxDir)
+  }
+
+  /** Gives a sandbox a copy of a disk that was packed by tar, and returns the folder for its writable layer. */
+  async takeFrom(sandboxDir: string, packed: string): Promise<string> {
+    const problem = await this.problem()
+    if (problem !== null) throw new ThawError('driver_unavailable', `This host cannot make disks for sandboxes: ${problem}`)
+    await this.#openWithRoom()
+    return this.#link(await this.#unpack(packed), sandboxDir)
+  }
+
+  async #openWithRoom(): Promise<number> {
+    this.#closed = false
+    const sizeMib = await this.#open()
+    if (freeMib(this.#dir) < minFreeMib) throw full()
+    return sizeMib
+  }
+
+  async #link(name: string, sandboxDir: string): Promise<string> {
     try {
       symlinkSync(join(this.#dir, name), join(sandboxDir, linkName))
     } catch (error) {
@@ -113,6 +134,21 @@ export class Volume {
       throw error
     }
     return join(this.#dir, name)
+  }
+
+  async #unpack(packed: string): Promise<string> {
+    const name = randomBytes(6).toString('hex')
+    const folder = join(this.#dir, name)
+    try {
+      const args = ['--extract', '--sparse', '--file', packed, '--directory', this.#dir, '--transform', `s|.*|${name}.img|`]
+      await runCommand('tar', args, { timeoutMs: 600_000 })
+      await mountFileSystem(`${folder}.img`, folder, 'nodiscard')
+      return name
+    } catch (error) {
+      await this.#unmake(name)
+      if (error instanceof ThawError && /No space left on device/.test(JSON.stringify(error.details))) throw full()
+      throw error
+    }
   }
 
   /** Removes the disk of a sandbox, with all that is on it. Idempotent. */
@@ -250,17 +286,12 @@ interface FileSystemShape {
  * kept a second time. The loop device goes with its last mount.
  */
 async function makeFileSystem(image: string, folder: string, { sizeMib, inodes, owner, options }: FileSystemShape): Promise<void> {
-  const script = `set -e
-PATH="$PATH:/usr/sbin:/sbin"
-mkfs.ext4 -q -F -b 4096 -I ${inodeBytes} -m 0 -N "$3" -O ^has_journal,^resize_inode -E "lazy_itable_init=1,nodiscard,root_owner=$4:$4" "$1"
-device=$(losetup --find --show --direct-io=on "$1")
-mount -t ext4 -o "noatime,nodev,nosuid,noinit_itable,errors=remount-ro,$5" "$device" "$2" && mounted=0 || mounted=$?
-losetup --detach "$device"
-exit "$mounted"`
+  const features = '^has_journal,^resize_inode'
+  const settings = `lazy_itable_init=1,nodiscard,root_owner=${owner}:${owner}`
+  const make = `mkfs.ext4 -q -F -b 4096 -I ${inodeBytes} -m 0 -N ${inodes} -O ${features} -E ${settings} "$1"`
   writeFileSync(image, '', { mode: 0o600, flag: 'wx' })
   truncateSync(image, sizeMib * mib)
-  mkdirSync(folder, { recursive: true, mode: 0o711 })
-  await runCommand('sh', ['-c', script, 'thaw-disk', image, folder, String(inodes), String(owner), options])
+  await mountFileSystem(image, folder, options, make)
   rmdirSync(join(folder, 'lost+found'))
   // Overlays are mounted by root; nobody else has to walk here.
   chmodSync(folder, 0o700)
@@ -269,6 +300,25 @@ exit "$mounted"`
     mkdirSync(join(folder, name), { mode: 0o755 })
     chownSync(join(folder, name), owner, owner)
   }
+}
+
+/** @param make a command that makes it, first; the image is `$1`. */
+async function mountFileSystem(image: string, folder: string, options: string, make = ':'): Promise<void> {
+  const script = `set -e
+PATH="$PATH:/usr/sbin:/sbin"
+${make}
+device=$(losetup --find --show --direct-io=on "$1")
+mount -t ext4 -o "noatime,nodev,nosuid,noinit_itable,errors=remount-ro,$3" "$device" "$2" && mounted=0 || mounted=$?
+losetup --detach "$device"
+exit "$mounted"`
+  mkdirSync(folder, { recursive: true, mode: 0o711 })
+  await runCommand('sh', ['-c', script, 'thaw-disk', image, folder, options])
+}
+
+function full(): ThawError {
+  return new ThawError('disk_full', 'The sandboxes of this host have filled what all of them together may write.', {
+    fix: 'Delete sandboxes, or raise sandboxes.storage_mib of the server.',
+  })
 }
 
 async function tryDisk(): Promise<string | null> {
@@ -285,7 +335,8 @@ async function tryDisk(): Promise<string | null> {
   }
 }
 
-function diskOf(sandboxDir: string): string | null {
+/** The disk of a sandbox: the folder at which it is mounted, beside its image. Null: it has none. */
+export function diskOf(sandboxDir: string): string | null {
   try {
     return readlinkSync(join(sandboxDir, linkName))
   } catch {
