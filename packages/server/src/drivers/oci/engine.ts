@@ -3,6 +3,8 @@ import { existsSync, readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { ThawError } from '@thaw/protocol'
 import type { CreateSpec } from '../driver.ts'
+import { launch } from '../launcher/launcher.ts'
+import type { Stream } from '../launcher/protocol.ts'
 import { identify, type ProcessIdentity, waitUntil } from '../processes.ts'
 import { waitForName } from '../socket.ts'
 import { closeWriteEnds, type OutputPipes, readOutput } from './pipes.ts'
@@ -38,48 +40,52 @@ export interface Started {
  * Starts the container of a bundle. One with a runtime or an agent is started detached: the engine goes away and costs nothing
  * while the sandbox lives. Where the exit code of argv is what matters, the engine stays as its parent and hands the code on.
  */
-export function startContainer({ engine, command, dir, spec, pipes }: EngineStart): Promise<Started> {
-  const detach = spec.ready !== 'started'
+export function startContainer(start: EngineStart): Promise<Started> {
+  return start.spec.ready === 'started' ? startAttended(start) : startDetached(start)
+}
+
+async function startDetached({ engine, command, dir, spec, pipes }: EngineStart): Promise<Started> {
+  const [program = '', ...first] = command
+  const args = [...first, '--pid-file', join(dir, 'pid'), '--bundle', dir, '--detach', spec.id]
+  const silent = pipes === null ? Promise.resolve() : readOutput(pipes, (source, bytes) => spec.onOutput?.(source, bytes))
+  const streams: Stream[] = pipes === null ? ['ignore', 'ignore'] : [pipes.stdout.write, pipes.stderr.write]
+  const { code, error } = await launch({ program, args, streams })
+  if (pipes !== null) closeWriteEnds(pipes)
+  if (error !== null) throw new ThawError('driver_failed', `${engine} cannot be started: ${error.message}`, { cause: error })
+  if (code !== 0) throw startFailure(engine, spec.argv[0] ?? '', engineError(dir) ?? '')
+  return { process: rememberProcess(dir), silent: silent.then(() => ({ code: null, signal: null })) }
+}
+
+function startAttended({ engine, command, dir, spec }: EngineStart): Promise<Started> {
   const pidFile = join(dir, 'pid')
   const [program = '', ...first] = command
-  const child = spawn(program, [...first, '--pid-file', pidFile, '--bundle', dir, ...(detach ? ['--detach'] : []), spec.id], {
-    stdio: detach ? ['ignore', pipes?.stdout.write ?? 'ignore', pipes?.stderr.write ?? 'ignore'] : ['ignore', 'pipe', 'pipe'],
-  })
+  const child = spawn(program, [...first, '--pid-file', pidFile, '--bundle', dir, spec.id], { stdio: ['ignore', 'pipe', 'pipe'] })
   let lastError = ''
-  const onOutput = (source: 'stdout' | 'stderr', bytes: Buffer) => {
-    if (source === 'stderr' && lastError.length < 4096) lastError += bytes.toString('utf8')
-    spec.onOutput?.(source, bytes)
-  }
-  if (pipes !== null) closeWriteEnds(pipes)
-  child.stdout?.on('data', (bytes: Buffer) => onOutput('stdout', bytes))
-  child.stderr?.on('data', (bytes: Buffer) => onOutput('stderr', bytes))
-  const closed = new Promise<{ code: number | null; signal: string | null }>((resolve) =>
+  child.stdout.on('data', (bytes: Buffer) => spec.onOutput?.('stdout', bytes))
+  child.stderr.on('data', (bytes: Buffer) => {
+    if (lastError.length < 4096) lastError += bytes.toString('utf8')
+    spec.onOutput?.('stderr', bytes)
+  })
+  const silent = new Promise<{ code: number | null; signal: string | null }>((resolve) =>
     child.once('close', (code, signal) => resolve({ code, signal })),
   )
-  const unknown = { code: null, signal: null }
-  const silent = !detach ? closed : pipes === null ? closed.then(() => unknown) : readOutput(pipes, onOutput).then(() => unknown)
   const started = (): Started => ({ process: rememberProcess(dir), silent })
   return new Promise((resolve, reject) => {
     const gone = new AbortController()
     child.once('error', (cause) => reject(new ThawError('driver_failed', `${engine} cannot be started: ${cause.message}`, { cause })))
     child.once('exit', (code) => {
       gone.abort()
-      // Without --detach the code may be that of argv, which may have ended already: then it has been started.
-      if (code === 0 || (!detach && existsSync(pidFile))) resolve(started())
-      else {
-        const stderr = engineError(dir) ?? lastError.trim()
-        reject(startFailure(engine, spec.argv[0] ?? '', stderr))
-      }
+      // The code may be that of argv, which may have ended already: then it has been started.
+      if (code === 0 || existsSync(pidFile)) resolve(started())
+      else reject(startFailure(engine, spec.argv[0] ?? '', engineError(dir) ?? lastError.trim()))
     })
-    if (!detach) {
-      waitForName(pidFile, gone.signal)
-        // Not every engine renames a finished file to this name: there is a moment when it is empty.
-        .then(() => waitUntil(() => readFileSync(pidFile, 'latin1').trim() !== '', 2_000))
-        .then(
-          () => resolve(started()),
-          () => undefined,
-        )
-    }
+    waitForName(pidFile, gone.signal)
+      // Not every engine renames a finished file to this name: there is a moment when it is empty.
+      .then(() => waitUntil(() => readFileSync(pidFile, 'latin1').trim() !== '', 2_000))
+      .then(
+        () => resolve(started()),
+        () => undefined,
+      )
   })
 }
 

@@ -95,13 +95,7 @@ export class EgressNetwork {
     const link = this.#link(network)
     const [outer, inner] = addresses(network)
     try {
-      await runCommand('ip', ['netns', 'add', made.name])
-      await runCommand('ip', ['-batch', '-'], {
-        input: `link add ${link} type veth peer name eth0 netns ${made.name}\naddr add ${outer}/30 dev ${link}\nlink set ${link} up\n`,
-      })
-      await runCommand('ip', ['-n', made.name, '-batch', '-'], {
-        input: `addr add ${inner}/30 dev eth0\nlink set lo up\nlink set eth0 up\nroute add default via ${outer}\n`,
-      })
+      await runCommand('sh', ['-c', makeNetwork, 'thaw-network', made.name, link, outer, inner])
       return made
     } catch (error) {
       await this.#unmake(made)
@@ -112,8 +106,7 @@ export class EgressNetwork {
   async #unmake({ name, network }: Made): Promise<void> {
     if (existsSync(join(namespaceFolder, name))) {
       // The kernel removes the link some time after its namespace; a fast next sandbox may take the number before that.
-      await runCommand('ip', ['link', 'del', this.#link(network)]).catch(() => undefined)
-      await runCommand('ip', ['netns', 'del', name])
+      await runCommand('sh', ['-c', 'ip link del "$2" 2>/dev/null; ip netns del "$1"', 'thaw-network', name, this.#link(network)])
     }
     this.#free.push(network)
   }
@@ -185,6 +178,21 @@ export class EgressNetwork {
     if (readFileSync('/proc/sys/net/ipv4/ip_forward', 'latin1').trim() !== '1') writeFileSync('/proc/sys/net/ipv4/ip_forward', '1')
   }
 }
+
+/** Arguments: the namespace, the link's name on this side, and the addresses of this side and of the sandbox's. */
+const makeNetwork = `set -e
+ip netns add "$1"
+ip -batch - <<END
+link add $2 type veth peer name eth0 netns $1
+addr add $3/30 dev $2
+link set $2 up
+END
+ip -n "$1" -batch - <<END
+addr add $4/30 dev eth0
+link set lo up
+link set eth0 up
+route add default via $3
+END`
 
 /** Host side and sandbox side of the n-th /30. */
 function addresses(network: number): [outer: string, inner: string] {

@@ -1,9 +1,9 @@
-import { spawn } from 'node:child_process'
 import { chownSync, closeSync, mkdirSync, openSync, readdirSync, readFileSync, statSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { ThawError } from '@thaw/protocol'
 import { z } from 'zod'
 import { idShift } from '../driver.ts'
+import { launch } from '../launcher/launcher.ts'
 import { commonOptions, digestOf, type MemoryState, ownImages, snapshotFolders } from './checkpoint.ts'
 import { type Criu, complaints, quote } from './criu.ts'
 import { sourcesOf } from './mounts.ts'
@@ -197,27 +197,11 @@ function writeMountTable({ criu, dir, root, rootfs }: RestoreInput, kept: string
   return path
 }
 
-function run(script: string, dir: string, pipes: OutputPipes | null, log: number, signal: AbortSignal): Promise<number | null> {
-  return new Promise((resolve, reject) => {
-    const child = spawn('sh', ['-c', script, 'thaw-restore', dir], {
-      stdio: ['ignore', log, log, ...(pipes === null ? [] : [pipes.stdout.write, pipes.stderr.write])],
-      detached: true,
-    })
-    const kill = () => {
-      try {
-        if (child.pid !== undefined) process.kill(-child.pid, 'SIGKILL')
-      } catch {
-        // Ended at this moment.
-      }
-    }
-    signal.addEventListener('abort', kill, { once: true })
-    if (signal.aborted) kill()
-    child.once('error', (cause) => reject(new ThawError('snapshot_failed', `The shell cannot be started: ${cause.message}`, { cause })))
-    child.once('exit', (code) => {
-      signal.removeEventListener('abort', kill)
-      resolve(code)
-    })
-  })
+async function run(script: string, dir: string, pipes: OutputPipes | null, log: number, signal: AbortSignal): Promise<number | null> {
+  const streams = [log, log, ...(pipes === null ? [] : [pipes.stdout.write, pipes.stderr.write])]
+  const { code, error } = await launch({ program: 'sh', args: ['-c', script, 'thaw-restore', dir], streams, group: true, signal })
+  if (error !== null) throw new ThawError('snapshot_failed', `The shell cannot be started: ${error.message}`, { cause: error })
+  return code
 }
 
 /** What CRIU says when it cannot make sense of its images. */
