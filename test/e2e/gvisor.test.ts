@@ -81,6 +81,20 @@ describe.skipIf(skip !== null)(`the server with gVisor${skip === null ? '' : ` (
     }
   })
 
+  test('a clone has a host name of its own, also when it sleeps, and so has a clone of a clone', async () => {
+    const nameOf = async (id: string) => (await api.stdout(id, 'hostname')).trim()
+    const parent = await api.sandbox({ image: 'python' })
+    const fork = async (id: string) => ((await post(`/v1/sandboxes/${id}/fork`)) as { items: SandboxItem[] }).items[0]?.id as string
+    const child = await fork(parent.id)
+    await post(`/v1/sandboxes/${child}/hibernate`)
+    const grandchild = await fork(child)
+    for (const id of [grandchild, child, parent.id]) {
+      expect(await nameOf(id)).toBe(id)
+      expect(await api.exec(id, 'hostname other')).toMatchObject({ exit_code: 1 })
+      expect(await api.stdout(id, 'grep Cap /proc/self/status')).toBe(await api.stdout(parent.id, 'grep Cap /proc/self/status'))
+    }
+  })
+
   test('asleep in memory or on disk it counts on when it is called, and a snapshot starts others', async () => {
     const { id } = await countingSandbox()
     const { item } = (await post(`/v1/sandboxes/${id}/snapshot`)) as { item: { id: string; kind: string } }
