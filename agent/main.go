@@ -25,6 +25,7 @@ import (
 const usage = `usage:
   thaw-agent serve --socket PATH [--socket-mode 0666] [--listen HOST:PORT] [--root-dir DIR]
   thaw-agent bridge --socket PATH
+  thaw-agent hostname NAME
   thaw-agent sftp
 `
 
@@ -42,6 +43,12 @@ func main() {
 		err = serve(args)
 	case "bridge":
 		err = runBridge(args)
+	case "hostname":
+		if len(args) != 1 {
+			err = errors.New("hostname takes a name, and nothing else")
+		} else {
+			err = syscall.Sethostname([]byte(args[0]))
+		}
 	case "sftp":
 		if len(args) > 0 {
 			err = errors.New("sftp takes no arguments")

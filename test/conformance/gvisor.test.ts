@@ -140,6 +140,7 @@ describe.skipIf(skip !== null)(`sandboxes of gVisor${skip === null ? '' : ` (ski
     // A clone of a clone.
     const grandchild = await start({ snapshot: await snapshot(clones[0] as string) })
     expect(await ask(grandchild, 'count')).toMatchObject({ count: 4 })
+    for (const id of [parent, ...clones, grandchild]) expect((await ask(id)).hostname).toBe(id)
     expect((await ask(grandchild, 'read')).text).toBe('before\nclone\n')
     // Another server finds them and reaches their agents.
     const next = new OciDriver({ dataDir, engine: 'runsc' })

@@ -67,12 +67,13 @@ export class Bridge {
   }
 
   #open(): Promise<ClientHttp2Session> {
-    this.#session ??= this.#connect()
-    const opening = this.#session
+    if (this.#session !== undefined) return this.#session
+    const opening = this.#connect()
     const drop = () => {
       if (this.#session === opening) this.#session = undefined
     }
     opening.then((session) => (session.closed || session.destroyed ? drop() : session.once('close', drop)), drop)
+    this.#session = opening
     return opening
   }
 
@@ -96,10 +97,22 @@ export class Bridge {
   }
 }
 
-/** An `http.Agent` that keeps a connection between requests calls what only sockets have. */
+/**
+ * What an HTTP client needs of a connection and a stream of HTTP/2 lacks.
+ *
+ * Pieces that wait together are written as one. Node.js (24.21) holds the memory of several by the last one, and an empty last one,
+ * by which a client ends a body that was piped to it, counts as sent at once: what goes over the wire for the others is whatever
+ * their memory is used for by then.
+ */
 function asSocket(stream: ClientHttp2Stream): ClientHttp2Stream {
   const same = () => stream
-  return Object.assign(stream, { setKeepAlive: same, ref: same, unref: same })
+  const writev: Duplex['_writev'] = (pieces, done) => stream._write(Buffer.concat(pieces.map(bytesOf)), 'buffer' as BufferEncoding, done)
+  // An `http.Agent` that keeps a connection between requests calls what only sockets have.
+  return Object.assign(stream, { _writev: writev, setKeepAlive: same, ref: same, unref: same })
+}
+
+function bytesOf({ chunk, encoding }: { chunk: string | Buffer; encoding: BufferEncoding }): Buffer {
+  return typeof chunk === 'string' ? Buffer.from(chunk, encoding) : chunk
 }
 
 function answerOf(stream: ClientHttp2Stream): Promise<number> {

@@ -14,6 +14,8 @@ const stateSchema = z.object({
   engine: z.literal('runsc'),
   /** Sizes of the files of the memory image, in bytes: one that was cut off must not reach gVisor. */
   files: z.record(z.string(), z.number()),
+  /** That of the sandbox. Older snapshots do not tell. */
+  hostname: z.string().optional(),
 })
 
 /** A disk that writes 20 MiB a second, and a minute; as long for a restore. */
@@ -82,7 +84,8 @@ export async function keepGvisorMemory(target: SnapshotTarget, subject: GvisorSu
     // Where it was not reached, or ended, there is nothing to let go on.
     else if (!ended) await gvisor.control(id, ['resume']).catch(() => undefined)
   }
-  return { frozen_ms: performance.now() - frozenSince, fingerprint: gvisor.fingerprint(), state: { version: 1, engine: 'runsc', files } }
+  const state = { version: 1, engine: 'runsc', files, hostname: id }
+  return { frozen_ms: performance.now() - frozenSince, fingerprint: gvisor.fingerprint(), state }
 }
 
 /** Words of the command line of a restore, for `starter`. Throws `snapshot_incompatible` for what another engine wrote. */
@@ -95,6 +98,11 @@ export function restoreArguments(source: SnapshotSource): string[] {
     if (statSync(join(memory, name), { throwIfNoEntry: false })?.size !== bytes)
       throw new ThawError('snapshot_corrupt', `The file ${name} of the snapshot is not as long as it was.`)
   return ['restore', '--image-path', memory]
+}
+
+/** Whether a sandbox that was restored has its own host name: it is the one that was kept, not a clone. */
+export function hasOwnName(source: SnapshotSource, id: string): boolean {
+  return stateSchema.safeParse(source.state).data?.hostname === id
 }
 
 /** The error for callers of a restore that gVisor refused. Whatever it finds wrong while it reads an image, the image is not whole. */

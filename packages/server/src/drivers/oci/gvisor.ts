@@ -125,6 +125,16 @@ export class Gvisor {
     await this.control(id, ['resume'])
   }
 
+  /**
+   * Gives a clone a host name of its own: gVisor restores that of the snapshot, and nothing inside may change it. A program of ours
+   * may for a moment, with that capability alone.
+   */
+  async nameHost(id: string, signal: AbortSignal): Promise<void> {
+    const [program = '', ...first] = this.#command(id)
+    const inside = [insidePaths.agent, 'hostname', id]
+    await runCommand(program, [...first, 'exec', '--user', '0:0', '--cap', 'CAP_SYS_ADMIN', id, ...inside], { signal })
+  }
+
   /** The way to the agent of a sandbox. */
   bridge(id: string): Bridge {
     const bridge = this.#bridges.get(id) ?? new Bridge(async () => this.#startBridge(id))

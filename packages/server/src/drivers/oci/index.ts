@@ -30,7 +30,7 @@ import { fingerprint } from './criu.ts'
 import { defaultEngine, isEngineOf, rememberProcess, runCommandOf, type Started, startContainer } from './engine.ts'
 import { Gvisor, withOverhead } from './gvisor.ts'
 import { gvisorConfig } from './gvisor-config.ts'
-import { keepGvisorMemory, restoreArguments, restoreFailure } from './gvisor-snapshot.ts'
+import { hasOwnName, keepGvisorMemory, restoreArguments, restoreFailure } from './gvisor-snapshot.ts'
 import { makeLayer, overlay } from './layer.ts'
 import { EgressNetwork, type Made } from './network.ts'
 import type { OciOptions } from './options.ts'
@@ -173,7 +173,12 @@ export class OciDriver implements Driver {
       ),
     )
     await named
-    if (viaBridge) await this.#gvisor?.bridge(spec.id).waitFor(insidePaths.agentSocket, stop)
+    if (this.#gvisor === null || !viaBridge) return
+    const isClone = spec.snapshot?.kind === 'memory' && !hasOwnName(spec.snapshot, spec.id)
+    await Promise.all([
+      this.#gvisor.bridge(spec.id).waitFor(insidePaths.agentSocket, stop),
+      isClone ? this.#gvisor.nameHost(spec.id, stop) : undefined,
+    ])
   }
 
   async #run({ spec, dir, runDir, netns, pipes, signal }: Start, snapshot?: SnapshotSource): Promise<Started> {
