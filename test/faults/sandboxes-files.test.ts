@@ -67,6 +67,17 @@ for (const driver of ['process', 'oci'] as const) {
       expect(await code('PUT', files(driver === 'oci' ? '/thaw/runtime/x' : '/sys/x'), 'x')).toBe('403 file_forbidden')
     })
 
+    test('a refusal that comes while the client still sends reaches it, every time', async () => {
+      const piece = new Uint8Array(65_536)
+      for (let round = 0; round < 20; round++) {
+        let left = 100
+        const body = new ReadableStream<Uint8Array>({ pull: (to) => (left-- > 0 ? to.enqueue(piece) : to.close()) })
+        const answer = await fetch(server.url + files('/etc'), { method: 'PUT', body, duplex: 'half' } as RequestInit)
+        expect(answer.status).toBe(400)
+        expect(((await answer.json()) as { error: { code: string } }).error.code).toBe('file_invalid')
+      }
+    })
+
     test('pipes, sockets, devices and folders are refused at once, whatever is asked of them', async () => {
       await api.stdout(
         id,

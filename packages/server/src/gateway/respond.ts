@@ -27,7 +27,35 @@ export function respondError(
     ...challenge(error),
     ...headers,
   })
-  response.end(body)
+  if (headers.connection === 'close' && !response.req.complete) endLingering(response, body)
+  else response.end(body)
+}
+
+/** For so long, and so many bytes, what a client still sends is read after its request was refused. */
+const lingerMs = 1000
+const lingerBytes = 16 * 1024 * 1024
+
+/**
+ * A connection that is closed while the client still sends is reset by the kernel, and the answer may be lost with that (RFC 9112, 9.6).
+ * So the client gets all of it, and a moment to see it, before the connection is closed.
+ */
+function endLingering(response: ServerResponse, body: string): void {
+  const { req: request } = response
+  response.write(body)
+  let bytes = 0
+  const end = () => {
+    clearTimeout(timer)
+    response.end()
+  }
+  const timer = setTimeout(end, lingerMs)
+  if (request.destroyed) return end()
+  request.unpipe()
+  request.on('data', (piece: Buffer) => {
+    bytes += piece.length
+    if (bytes > lingerBytes) end()
+  })
+  for (const event of ['end', 'close', 'error']) request.once(event, end)
+  request.resume()
 }
 
 /** Answers a request whose body nobody has read: the connection is closed behind the answer rather than read to the body's end. */
