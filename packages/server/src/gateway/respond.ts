@@ -48,7 +48,6 @@ function endLingering(response: ServerResponse, body: string): void {
     response.end()
   }
   const timer = setTimeout(end, lingerMs)
-  if (request.destroyed) return end()
   request.unpipe()
   request.on('data', (piece: Buffer) => {
     bytes += piece.length
@@ -56,6 +55,7 @@ function endLingering(response: ServerResponse, body: string): void {
   })
   for (const event of ['end', 'close', 'error']) request.once(event, end)
   request.resume()
+  if (request.destroyed) end()
 }
 
 /** Answers a request whose body nobody has read: the connection is closed behind the answer rather than read to the body's end. */
