@@ -11,7 +11,7 @@ import { carriesKey } from './auth.ts'
 import { answerHeaders, functionHeaders, hopByHop } from './headers.ts'
 import { idempotencyKeyOf, invokeOnce } from './idempotency.ts'
 import { WebProxy } from './proxy.ts'
-import { type ErrorReport, respondError, respondRunError } from './respond.ts'
+import { type ErrorReport, refuseUnread, respondError, respondRunError } from './respond.ts'
 import type { TunnelLimits } from './upgrade.ts'
 
 /** What the invoke paths need of control. */
@@ -83,12 +83,12 @@ export class InvokePaths {
 
   #invoke(caller: Caller, rawName: string, request: IncomingMessage, response: ServerResponse): void {
     if (request.method !== 'POST') {
-      refuse(request, response, new ThawError('method_not_allowed', 'Functions are invoked by POST.'), { allow: 'POST' })
+      refuseUnread(request, response, new ThawError('method_not_allowed', 'Functions are invoked by POST.'), { allow: 'POST' })
       return
     }
     const mode = request.headers['thaw-mode']
     if (mode !== undefined && !(invokeModes as readonly unknown[]).includes(mode)) {
-      refuse(request, response, new ThawError('invalid_request', `Thaw-Mode must be one of ${invokeModes.join(', ')}.`))
+      refuseUnread(request, response, new ThawError('invalid_request', `Thaw-Mode must be one of ${invokeModes.join(', ')}.`))
       return
     }
     let timeoutMs: number | undefined
@@ -96,7 +96,7 @@ export class InvokePaths {
     if (timeout !== undefined) {
       timeoutMs = Number(timeout)
       if (!/^\d{1,8}$/.test(String(timeout)) || timeoutMs < 1 || timeoutMs > 86_400_000) {
-        refuse(request, response, new ThawError('invalid_request', 'Thaw-Timeout-Ms must be a whole number from 1 to 86400000.'))
+        refuseUnread(request, response, new ThawError('invalid_request', 'Thaw-Timeout-Ms must be a whole number from 1 to 86400000.'))
         return
       }
     }
@@ -105,7 +105,7 @@ export class InvokePaths {
       if (request.headers['idempotency-key'] !== undefined) key = idempotencyKeyOf(request)
       if (key !== null && mode === 'stream') throw new ThawError('invalid_request', 'A streamed answer is not kept for an Idempotency-Key.')
     } catch (error) {
-      refuse(request, response, toThawError(error))
+      refuseUnread(request, response, toThawError(error))
       return
     }
     this.#run(caller, { name: rawName, path: '/', query: '' }, request, response, { trigger: 'invoke', timeoutMs }, key)
@@ -126,7 +126,7 @@ export class InvokePaths {
       if (version.config.contract !== 'http') checkEncoding(request)
       length = this.#checkedLength(request)
     } catch (error) {
-      refuse(request, response, toThawError(error))
+      refuseUnread(request, response, toThawError(error))
       return
     }
     if (version.config.contract === 'http') {
@@ -247,12 +247,6 @@ function functionName(raw: string): string {
   if (!parsed.success) throw new ThawError('invalid_request', `The function name is not valid: ${parsed.error.issues[0]?.message ?? ''}.`)
   if (raw === name && goodNames.size < maxGoodNames) goodNames.add(name)
   return name
-}
-
-/** Answers before the body was read; the connection is closed behind it rather than read to its end. */
-function refuse(request: IncomingMessage, response: ServerResponse, error: ThawError, headers: Record<string, string> = {}): void {
-  const drained = request.headers['content-length'] === undefined && request.headers['transfer-encoding'] === undefined
-  respondError(response, error, drained ? headers : { ...headers, connection: 'close' })
 }
 
 /** Head and a small body leave as one string: a Buffer would be a second piece, which costs the system call an array. */

@@ -39,7 +39,7 @@ const lingerBytes = 16 * 1024 * 1024
  * A connection that is closed while the client still sends is reset by the kernel, and the answer may be lost with that (RFC 9112, 9.6).
  * So the client gets all of it, and a moment to see it, before the connection is closed.
  */
-function endLingering(response: ServerResponse, body: string): void {
+export function endLingering(response: ServerResponse, body: string): void {
   const { req: request } = response
   response.write(body)
   let bytes = 0
@@ -59,9 +59,15 @@ function endLingering(response: ServerResponse, body: string): void {
 }
 
 /** Answers a request whose body nobody has read: the connection is closed behind the answer rather than read to the body's end. */
-export function refuseUnread(request: IncomingMessage, response: ServerResponse, error: ThawError): void {
+export function refuseUnread(
+  request: IncomingMessage,
+  response: ServerResponse,
+  error: ThawError,
+  headers: Record<string, string> = {},
+): void {
   const { 'content-length': length, 'transfer-encoding': coding } = request.headers
-  respondError(response, error, coding === undefined && (length === undefined || length === '0') ? {} : { connection: 'close' })
+  const hasNone = coding === undefined && (length === undefined || length === '0')
+  respondError(response, error, hasNone ? headers : { ...headers, connection: 'close' })
 }
 
 /** How to come in (RFC 9110, 11.6.1). */

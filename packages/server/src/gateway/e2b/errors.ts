@@ -1,6 +1,6 @@
 import type { IncomingMessage, ServerResponse } from 'node:http'
 import { type ErrorCode, ThawError, toThawError } from '@thaw/protocol'
-import { retryAfter } from '../respond.ts'
+import { endLingering, retryAfter } from '../respond.ts'
 
 /** Errors of the control API of E2B: `code` is the status. */
 export interface E2bError {
@@ -65,5 +65,6 @@ export function respondJson(
     // A body that was not read to its end would be taken for the next request.
     ...(request.complete ? {} : { connection: 'close' }),
   })
-  response.end(text)
+  if (request.complete) response.end(text)
+  else endLingering(response, text)
 }
