@@ -7,7 +7,11 @@ import type { Ended, FromLauncher, Stream, ToLauncher } from './protocol.ts'
 const maxKeptBytes = 64 * 1024
 const running = new Map<number, { child: ChildProcess; group: boolean }>()
 
-process.on('message', (message: ToLauncher) => ('kill' in message ? kill(message.id) : start(message)))
+process.on('message', (message: ToLauncher) => {
+  if ('kill' in message) kill(message.id)
+  else if ('program' in message) start(message)
+  else running.get(message.id)?.child.stdin?.end(message.input)
+})
 process.on('disconnect', () => process.exit())
 // A terminal and a service manager send these to the whole group. The server decides what ends when.
 for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) process.on(signal, () => undefined)
@@ -44,7 +48,8 @@ function start({ id, program, args, input, streams, group, timeoutMs }: Extract<
         result[name] = (result[name] + text).slice(-maxKeptBytes)
       })
     }
-    child.stdin?.on('error', () => undefined).end(input)
+    child.stdin?.on('error', () => undefined)
+    if (typeof input === 'string') child.stdin?.end(input)
   } catch (error) {
     fail(error as NodeJS.ErrnoException)
   } finally {

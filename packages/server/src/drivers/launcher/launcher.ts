@@ -17,6 +17,15 @@ export interface Launch {
   signal?: AbortSignal | undefined
 }
 
+/** A program that waits for its input. The server may end meanwhile, which ends the input. */
+export interface Waiting {
+  /** Gives it its input, and resolves when it has ended. It is killed when `signal` aborts. */
+  go(input: string, signal: AbortSignal): Promise<Ended>
+  /** Resolves when it has ended. */
+  ended: Promise<Ended>
+  kill(): void
+}
+
 /**
  * Starts the programs that sandboxes are made with, in a small process of its own. To start a program, the kernel copies the page
  * tables of whoever starts it, and Node.js waits until the new one runs: milliseconds in a server, and tens of them when the
@@ -26,21 +35,42 @@ class Launcher {
   #process: ChildProcess | undefined
   #last = 0
   readonly #pending = new Map<number, (ended: Ended) => void>()
+  /** Those of the pending ones that nobody needs yet. */
+  readonly #waiting = new Set<number>()
 
-  run({ program, args, input, streams, group = false, timeoutMs, signal }: Launch): Promise<Ended> {
+  run({ input, signal, ...what }: Launch): Promise<Ended> {
     signal?.throwIfAborted()
+    const started = this.#start({ ...what, input: input ?? null })
+    return signal === undefined ? started.ended : killedBy(signal, started)
+  }
+
+  wait(what: Omit<Launch, 'input' | 'signal'>): Waiting {
+    const { process, id, ended, kill } = this.#start({ ...what, input: { later: true } })
+    this.#waiting.add(id)
+    this.#hold(process)
+    const go = (input: string, signal: AbortSignal) => {
+      this.#waiting.delete(id)
+      this.#hold(process)
+      this.#send(process, { id, input })
+      return killedBy(signal, { ended, kill })
+    }
+    return { go, ended, kill }
+  }
+
+  #start({
+    program,
+    args,
+    input,
+    streams,
+    group = false,
+    timeoutMs,
+  }: Omit<Launch, 'input' | 'signal'> & { input: string | null | { later: true } }) {
     const process = this.#open()
     const id = ++this.#last
-    return new Promise((resolve) => {
-      const kill = () => this.#send(process, { id, kill: true })
-      this.#pending.set(id, (ended) => {
-        signal?.removeEventListener('abort', kill)
-        resolve(ended)
-      })
-      signal?.addEventListener('abort', kill, { once: true })
-      this.#hold(process)
-      this.#send(process, { id, program, args, input: input ?? null, streams, group, timeoutMs: timeoutMs ?? null })
-    })
+    const ended = new Promise<Ended>((resolve) => this.#pending.set(id, resolve))
+    this.#hold(process)
+    this.#send(process, { id, program, args, input, streams, group, timeoutMs: timeoutMs ?? null })
+    return { process, id, ended, kill: () => this.#send(process, { id, kill: true }) }
   }
 
   #open(): ChildProcess {
@@ -73,13 +103,14 @@ class Launcher {
   #settle(process: ChildProcess, { id, ...ended }: FromLauncher): void {
     const settle = this.#pending.get(id)
     this.#pending.delete(id)
-    if (this.#pending.size === 0) this.#hold(process)
+    this.#waiting.delete(id)
+    this.#hold(process)
     settle?.(ended)
   }
 
   /** The server may end unless a program is on its way. */
   #hold(process: ChildProcess): void {
-    const isNeeded = this.#pending.size > 0
+    const isNeeded = this.#pending.size > this.#waiting.size
     if (isNeeded) process.ref()
     else process.unref()
     if (isNeeded) process.channel?.ref()
@@ -87,9 +118,21 @@ class Launcher {
   }
 }
 
+function killedBy(signal: AbortSignal, { ended, kill }: Pick<Waiting, 'ended' | 'kill'>): Promise<Ended> {
+  if (signal.aborted) kill()
+  signal.addEventListener('abort', kill, { once: true })
+  void ended.then(() => signal.removeEventListener('abort', kill))
+  return ended
+}
+
 const launcher = new Launcher()
 
 /** Runs a program to its end. Rejects only where `signal` was aborted before. */
 export function launch(what: Launch): Promise<Ended> {
   return launcher.run(what)
+}
+
+/** Starts a program that waits for its input. */
+export function launchWaiting(what: Omit<Launch, 'input' | 'signal'>): Waiting {
+  return launcher.wait(what)
 }

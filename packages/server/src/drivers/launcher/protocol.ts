@@ -7,14 +7,15 @@ export type ToLauncher =
       id: number
       program: string
       args: string[]
-      /** Text for its standard input; null: it has none. */
-      input: string | null
+      /** Text for its standard input; null: it has none; later: another message brings it. */
+      input: string | null | { later: true }
       /** From 1 on; at least standard output and standard error. */
       streams: Stream[]
       /** In a process group of its own, all of which is killed with it. */
       group: boolean
       timeoutMs: number | null
     }
+  | { id: number; input: string }
   | { id: number; kill: true }
 
 /** How a program ended, or why it could not be started (`error`). */

@@ -1,4 +1,4 @@
-import { existsSync, mkdirSync, readdirSync, readFileSync, rmdirSync, writeFileSync } from 'node:fs'
+import { existsSync, mkdirSync, readdirSync, readFileSync, renameSync, rmdirSync, writeFileSync } from 'node:fs'
 import { dirname, join } from 'node:path'
 import { type Resources, ThawError } from '@thaw/protocol'
 import { waitUntil } from '../processes.ts'
@@ -28,6 +28,8 @@ export interface Cgroups {
   limit(path: string, resources: Resources): void
   /** Makes a group without limits; what is above it, too. */
   create(path: string): void
+  /** Gives a group another name below the same parent. Not in version 2, whose groups keep their names. */
+  rename?(from: string, to: string): void
   /** Files to which a process writes 0 to move into the group. */
   entrances(path: string): string[]
   /** Removes the group, which must have no processes, and what is below it. */
@@ -225,6 +227,9 @@ function v1(root: string): Cgroups {
       if (!joined.includes('devices')) return
       writeFileSync(join(root, 'devices', path, 'devices.deny'), 'a')
       for (const rule of allowedDevices) writeFileSync(join(root, 'devices', path, 'devices.allow'), rule)
+    },
+    rename: (from, to) => {
+      for (const tree of joined) renameSync(join(root, tree, from), join(root, tree, to))
     },
     entrances: (path) => joined.map((tree) => join(root, tree, path, 'cgroup.procs')),
     remove: (path) => {

@@ -39,6 +39,7 @@ import { hardNofileLimit, probeOci } from './probe.ts'
 import { parseState, Restores } from './restore.ts'
 import { Scratch } from './scratch.ts'
 import { MemorySnapshots, Turns, takeSnapshot } from './snapshot.ts'
+import { Stages } from './stage.ts'
 import { diskOf, layerFolder, unmount, Volume } from './volume.ts'
 
 /** What this process knows of a sandbox that it started itself. */
@@ -74,6 +75,7 @@ export class OciDriver implements Driver {
   readonly #destroying = new Map<string, Promise<void>>()
   readonly #snapshots = new Turns()
   readonly #restores = new Restores()
+  readonly #stages: Stages
   #probe: Promise<Probe> | undefined
 
   constructor(options: OciOptions) {
@@ -87,6 +89,7 @@ export class OciDriver implements Driver {
     this.#stateDir = engine === 'runsc' ? gvisorDir : join(options.dataDir, 'oci', 'state')
     this.#gvisor = engine === 'runsc' ? new Gvisor({ stateDir: gvisorDir, cgroups: this.#cgroups }) : null
     this.#network = new EgressNetwork(options.dataDir)
+    this.#stages = new Stages(this.#cgroups, this.#cgroupBase)
     this.#memory = new MemorySnapshots(options.dataDir)
     this.#scratch = new Scratch(tag)
     const { dataDir, storageMib = null, diskMib = 10_240 } = options
@@ -228,7 +231,9 @@ export class OciDriver implements Driver {
     const image = spec.image.image.path as string
     const rootfs = join(dir, 'rootfs')
     try {
-      this.#cgroups.create(cgroup)
+      const stage = this.#stages.take(netns === undefined ? 'own' : 'given')
+      if (stage === undefined) this.#cgroups.create(cgroup)
+      else this.#cgroups.rename?.(stage.group, cgroup)
       const pid = await this.#restores.run({
         criu: await this.#memory.engine(),
         id: spec.id,
@@ -244,7 +249,7 @@ export class OciDriver implements Driver {
           [insidePaths.runDir, runDir],
         ]),
         netns,
-        entrances: this.#cgroups.entrances(cgroup),
+        from: stage ?? this.#cgroups.entrances(cgroup),
         pipes,
         signal,
       })
@@ -333,7 +338,8 @@ export class OciDriver implements Driver {
   }
 
   async list(): Promise<string[]> {
-    const ids = new Set<string>([...this.#network.list(), ...this.#cgroups.children(this.#cgroupBase)])
+    const groups = this.#cgroups.children(this.#cgroupBase).filter((name) => !this.#stages.owns(name))
+    const ids = new Set<string>([...this.#network.list(), ...groups])
     for (const folder of [this.#sandboxesDir, this.#stateDir]) {
       if (existsSync(folder)) for (const name of readdirSync(folder)) ids.add(name)
     }
@@ -386,6 +392,7 @@ export class OciDriver implements Driver {
   async close(): Promise<void> {
     await this.#pipes.close()
     await this.#scratch.close()
+    await this.#stages.close()
     await this.#gvisor?.closeBridges()
     await this.#network.dropSpares()
     const sandboxesLeft = (await this.list()).length > 0

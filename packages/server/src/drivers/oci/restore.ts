@@ -8,6 +8,7 @@ import { commonOptions, digestOf, type MemoryState, ownImages, snapshotFolders }
 import { type Criu, complaints, quote } from './criu.ts'
 import { sourcesOf } from './mounts.ts'
 import type { OutputPipes } from './pipes.ts'
+import { entering, Stage } from './stage.ts'
 
 /** As mount(8) takes it. */
 export interface FileSystem {
@@ -32,8 +33,8 @@ export interface RestoreInput {
   given: ReadonlyMap<string, string>
   /** Path of a prepared network namespace; undefined: a new one with nothing but loopback. */
   netns: string | undefined
-  /** Files to which a process writes 0 to enter the group. */
-  entrances: string[]
+  /** Where it begins: in a stage that waits in the group already, or with files to which a process writes 0 to enter it. */
+  from: Stage | string[]
   pipes: OutputPipes | null
   signal: AbortSignal
 }
@@ -83,8 +84,7 @@ async function restore(input: RestoreInput): Promise<number> {
   const log = openSync(join(dir, 'engine.log'), 'a', 0o600)
   const limit = AbortSignal.timeout(Math.round(baseLimitMs + sizeBytes / bytesPerMs))
   try {
-    const script = enterGroup(input, inside(input, kept, renamed, sources))
-    const code = await run(script, dir, input.pipes, log, AbortSignal.any([input.signal, limit]))
+    const code = await run(input, inside(input, kept, renamed, sources), log, AbortSignal.any([input.signal, limit]))
     input.signal.throwIfAborted()
     if (code !== 0) throw failure(dir, limit.aborted)
   } finally {
@@ -153,15 +153,9 @@ export function renamedHost(image: Buffer, hostname: string): Buffer {
   return Buffer.concat([image.subarray(0, 8), length, message])
 }
 
-/** CRIU starts in the group, and so do the processes that it makes; its control group namespace begins there. */
-function enterGroup({ entrances, netns }: RestoreInput, script: string): string {
-  const network = netns === undefined ? '' : `nsenter --net=${quote(netns)} `
-  return `${entrances.map((file) => `echo 0 >${quote(file)}`).join(' && ')} || exit 1
-exec ${network}unshare --mount --cgroup ${netns === undefined ? '--net ' : ''}sh -c ${quote(script)}`
-}
-
 function inside(input: RestoreInput, kept: string, renamed: string, sources: ReadonlyMap<string, string>): string {
-  const { criu, dir, rootfs, netns, state, pipes } = input
+  const { criu, dir, from, rootfs, netns, state, pipes } = input
+  const bringsUp = netns === undefined && !(from instanceof Stage)
   const command = [
     ...criu.command,
     'restore',
@@ -174,10 +168,10 @@ function inside(input: RestoreInput, kept: string, renamed: string, sources: Rea
   ]
   // The network namespace is not that of the sandbox's user namespace, whose capability to listen on low ports is void in it.
   return `set -e
-${netns === undefined ? 'ip link set lo up & lo=$!' : ''}
+${bringsUp ? 'ip link set lo up & lo=$!' : ''}
 echo 0 >/proc/sys/net/ipv4/ip_unprivileged_port_start
 mount --all --fstab ${quote(writeMountTable(input, kept, renamed))}
-${netns === undefined ? 'wait $lo' : ''}
+${bringsUp ? 'wait $lo' : ''}
 exec ${command.map(quote).join(' ')}`
 }
 
@@ -197,9 +191,22 @@ function writeMountTable({ criu, dir, root, rootfs }: RestoreInput, kept: string
   return path
 }
 
-async function run(script: string, dir: string, pipes: OutputPipes | null, log: number, signal: AbortSignal): Promise<number | null> {
-  const streams = [log, log, ...(pipes === null ? [] : [pipes.stdout.write, pipes.stderr.write])]
-  const { code, error } = await launch({ program: 'sh', args: ['-c', script, 'thaw-restore', dir], streams, group: true, signal })
+/** CRIU starts in the group, and so do the processes that it makes; its control group namespace begins there. */
+async function run(input: RestoreInput, script: string, log: number, signal: AbortSignal): Promise<number | null> {
+  const { dir, from, netns, pipes } = input
+  const outputs = pipes === null ? [] : [pipes.stdout.write, pipes.stderr.write]
+  const inNetwork = netns === undefined ? '' : `nsenter --net=${quote(netns)} `
+  if (from instanceof Stage) {
+    const path = join(dir, 'restore.sh')
+    const streams = outputs.map((fd, index) => `${index + 3}>/proc/${process.pid}/fd/${fd}`)
+    const outside = `exec >>${quote(join(dir, 'engine.log'))} 2>&1 </dev/null ${streams.join(' ')}`
+    writeFileSync(path, `${outside}\nexec ${inNetwork}unshare --mount sh -c ${quote(script)} thaw-restore ${quote(dir)}\n`, { mode: 0o600 })
+    return from.play(path, signal)
+  }
+  const own = netns === undefined ? '--net ' : ''
+  const outside = `${entering(from)}\nexec ${inNetwork}unshare --mount --cgroup ${own}sh -c ${quote(script)} thaw-restore ${quote(dir)}`
+  const args = ['-c', outside, 'thaw-restore', dir]
+  const { code, error } = await launch({ program: 'sh', args, streams: [log, log, ...outputs], group: true, signal })
   if (error !== null) throw new ThawError('snapshot_failed', `The shell cannot be started: ${error.message}`, { cause: error })
   return code
 }
