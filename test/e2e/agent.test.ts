@@ -104,6 +104,7 @@ test('what cannot be started is refused with the reason', async () => {
   expect(await start({ process: { cmd: 'no-such-program' } })).toEqual({
     code: 'invalid_argument',
     message: expect.stringContaining("command 'no-such-program' not found in PATH"),
+    details: [{ type: 'thaw.agent.CommandNotFound', value: '' }],
   })
   expect(await start({ process: { cmd: 'ls', cwd: '/no/such' } })).toEqual({
     code: 'invalid_argument',

@@ -152,6 +152,21 @@ for (const driver of ['process', 'oci'] as const) {
       expect(missing).toMatchObject({ code: 1, stderr: expect.stringContaining('fix: List sandboxes with `npx thaw sandbox ls`') })
     })
 
+    test('a program that is not there ends exec and run with 127, and says how to repair it', async () => {
+      const name = await sandbox()
+      for (const args of [
+        ['sandbox', 'exec', name, 'no-such-program'],
+        ['run', image, 'no-such-program'],
+        ['run', '--cached', image, 'no-such-program'],
+      ]) {
+        const { code, stdout, stderr } = await thaw(args)
+        expect({ code, stdout }, stderr).toEqual({ code: 127, stdout: '' })
+        expect(stderr).toMatch(/error: Command 'no-such-program' not found in PATH .*\nfix: Check its name/)
+      }
+      const { code, stderr } = await thaw(['--json', 'sandbox', 'exec', name, 'no-such-program'])
+      expect([code, JSON.parse(stderr).error.code]).toEqual([127, 'command_not_found'])
+    })
+
     test('exec prints output as it comes, and does not wait for an input that nobody closes', async () => {
       const name = await sandbox()
       const child = start('sandbox', 'exec', name, '--', 'sh', '-c', 'echo first; read line; echo "got $line"')

@@ -44,7 +44,7 @@ for (const driver of ['process', 'oci'] as const) {
       client.send({ type: 'exec', id: 'a', command: ['/no/such/program'] })
       expect(await client.event('error', { id: 'a' })).toMatchObject({
         ended: true,
-        error: { code: 'invalid_request', fix: expect.any(String) },
+        error: { code: 'command_not_found', fix: expect.any(String) },
       })
       client.send({ type: 'exec', id: 'b', command: 'true', cwd: '/no/such/folder' })
       expect(await client.event('error', { id: 'b' })).toMatchObject({ ended: true })

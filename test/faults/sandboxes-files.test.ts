@@ -1,3 +1,4 @@
+import { spawnSync } from 'node:child_process'
 import { once } from 'node:events'
 import { readFileSync } from 'node:fs'
 import { request as sendRequest } from 'node:http'
@@ -117,6 +118,45 @@ for (const driver of ['process', 'oci'] as const) {
           'cd; diff <(ls -b odd) <(ls -b odd2) || exit 1'.replace(/diff <\((.*?)\) <\((.*?)\)/, 'test "$($1)" = "$($2)"'),
         ),
       ).toBe('')
+    })
+
+    test('a folder in which folders and files change places with links all the time: as tar it has nothing from elsewhere', async () => {
+      const pairs = 64
+      const swap = `
+import ctypes, itertools, os
+libc = ctypes.CDLL(None)
+os.makedirs('race/elsewhere')
+os.makedirs('race/asked')
+open('race/elsewhere/foreign', 'w').write('foreign')
+for i in range(${pairs}):
+  os.mkdir(f'race/asked/folder-{i}')
+  open(f'race/asked/folder-{i}/mine', 'w').write('mine')
+  open(f'race/asked/file-{i}', 'w').write('mine')
+  os.symlink('../elsewhere', f'race/asked/folder-link-{i}')
+  os.symlink('../elsewhere/foreign', f'race/asked/file-link-{i}')
+print('ready', flush=True)
+for i in itertools.cycle(range(${pairs})):
+  for kind in ('folder', 'file'):
+    libc.renameat2(-100, f'race/asked/{kind}-{i}'.encode(), -100, f'race/asked/{kind}-link-{i}'.encode(), 2)
+`
+      using client = await StreamClient.open(server.url, id)
+      client.send({ type: 'exec', id: 'swap', command: ['python3', '-c', swap], cwd: home, kill_on_close: true })
+      await client.writes('swap', 'ready')
+      let kept = 0
+      for (let round = 0; round < 20; round++) {
+        const tar = Buffer.from(await (await fetch(server.url + files(`${home}/race/asked`, '/tar'))).arrayBuffer())
+        const names = spawnSync('tar', ['-tf', '-'], { input: tar, encoding: 'utf8' })
+        expect(names.status, names.stderr).toBe(0)
+        expect(names.stdout.split('\n').filter((name) => name.includes('foreign'))).toEqual([])
+        const contents = spawnSync('tar', ['-xOf', '-'], { input: tar, encoding: 'utf8' }).stdout
+        expect(contents).toMatch(/^(mine)*$/)
+        kept += contents.length / 'mine'.length
+      }
+      // What stood still while it was looked at is there.
+      expect(kept).toBeGreaterThan(0)
+      client.send({ type: 'signal', id: 'swap', signal: 'SIGKILL' })
+      await client.event('exit', { id: 'swap' })
+      expect(await code('DELETE', files(`${home}/race`))).toBe('204')
     })
 
     test('a folder of 100,000 files is listed and moves as tar, in bounded memory', { timeout: 180_000 }, async () => {

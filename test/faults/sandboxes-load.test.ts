@@ -48,9 +48,13 @@ test.skipIf(skip !== null)(
     // Fault 42.
     const flood = await api.exec(neighbour, 'head -c 100000000 /dev/zero', { encoding: 'base64' })
     expect([flood.exit_code, flood.truncated, Buffer.from(flood.stdout, 'base64').length]).toEqual([0, true, 64 << 20])
-    for (const bad of [[''], ['/'], ['/no/such']]) {
-      const refused = await api.send('POST', `/v1/sandboxes/${neighbour}/exec`, { command: bad })
-      expect([bad, refused.status, refused.body.error?.code]).toEqual([bad, 400, 'invalid_request'])
+    for (const [bad, status, code] of [
+      ['', 400, 'invalid_request'],
+      ['/', 400, 'invalid_request'],
+      ['/no/such', 422, 'command_not_found'],
+    ]) {
+      const refused = await api.send('POST', `/v1/sandboxes/${neighbour}/exec`, { command: [bad] })
+      expect([bad, refused.status, refused.body.error?.code]).toEqual([bad, status, code])
     }
     for (const wrong of [{ cwd: '/no/such' }, { user: 'no-such-user' }, { env: { 'A=B': '' } }, { timeout_ms: -1 }]) {
       const refused = await api.send('POST', `/v1/sandboxes/${neighbour}/exec`, { command: 'true', ...wrong })

@@ -41,6 +41,14 @@ var httpStatuses = map[Code]int{
 type Error struct {
 	Code    Code   `json:"code"`
 	Message string `json:"message"`
+	// Details say more to who knows their types; other callers ignore them.
+	Details []Detail `json:"details,omitempty"`
+}
+
+// Detail is a message of protocol buffers, by its full name; Value is it in base64, and empty for one without fields.
+type Detail struct {
+	Type  string `json:"type"`
+	Value string `json:"value"`
 }
 
 func (e *Error) Error() string { return e.Message }

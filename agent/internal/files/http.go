@@ -28,13 +28,17 @@ func (s *Service) handle(fn func(http.ResponseWriter, *http.Request) error) http
 	}
 }
 
-// WriteError answers with {"code", "message"}, where the code is the HTTP status.
+// WriteError answers with {"code", "message"}, where the code is the HTTP status, and the details that the error has.
 func WriteError(w http.ResponseWriter, err *connect.Error) {
 	status := err.HTTPStatus()
 	if err.Code == connect.ResourceExhausted {
 		status = http.StatusInsufficientStorage
 	}
-	connect.WriteJSON(w, status, map[string]any{"code": status, "message": err.Message})
+	answer := map[string]any{"code": status, "message": err.Message}
+	if len(err.Details) > 0 {
+		answer["details"] = err.Details
+	}
+	connect.WriteJSON(w, status, answer)
 }
 
 // target is the user and the absolute path of a call. The user comes from the query, or else from HTTP Basic.

@@ -2,12 +2,16 @@ package files
 
 import (
 	"archive/tar"
+	"context"
 	"errors"
 	"io"
 	"io/fs"
 	"net/http"
 	"os"
-	"path/filepath"
+	"slices"
+	"syscall"
+
+	"golang.org/x/sys/unix"
 
 	"thaw/agent/internal/account"
 	"thaw/agent/internal/connect"
@@ -68,80 +72,127 @@ func (s *Service) packTar(w http.ResponseWriter, r *http.Request) error {
 	return nil
 }
 
-func pack(r *http.Request, archive *tar.Writer, root string) error {
-	var names account.Names
-	root, err := filepath.EvalSymlinks(root)
+func pack(r *http.Request, archive *tar.Writer, path string) error {
+	root, err := os.OpenRoot(path)
 	if err != nil {
 		return err
 	}
-	return filepath.WalkDir(root, func(path string, item fs.DirEntry, err error) error {
-		if err == nil {
-			err = r.Context().Err()
-		}
-		if err != nil || path == root {
-			return skipMissing(err)
-		}
-		if temporary, _ := isTemporary(path); temporary {
-			if item.IsDir() {
-				return fs.SkipDir
-			}
-			return nil
-		}
-		info, err := item.Info()
-		if err != nil {
-			return skipMissing(err)
-		}
-		name, _ := filepath.Rel(root, path)
-		switch {
-		case info.IsDir():
-			return packHeader(archive, name+"/", "", info, &names)
-		case info.Mode()&fs.ModeSymlink != 0:
-			link, err := os.Readlink(path)
-			if err != nil {
-				return skipMissing(err)
-			}
-			return packHeader(archive, name, link, info, &names)
-		case info.Mode().IsRegular():
-			return packFile(archive, path, name, &names)
-		}
-		return nil
-	})
+	defer root.Close()
+	return (&packer{r.Context(), archive, account.Names{}}).directory(root, "")
 }
 
-func skipMissing(err error) error {
-	if errors.Is(err, fs.ErrNotExist) {
+type packer struct {
+	context context.Context
+	archive *tar.Writer
+	names   account.Names
+}
+
+// directory packs what is in folder, whose own name ends with a slash, or is empty for the one that was asked for.
+//
+// The sandbox goes on meanwhile, and may put a link where a folder or a file was a moment ago. So each folder is held
+// open and its entries are opened from there, never by a whole path: nothing from elsewhere comes in.
+func (p *packer) directory(folder *os.Root, prefix string) error {
+	if len(prefix) > unix.PathMax {
+		return unix.ENAMETOOLONG
+	}
+	items, err := namesIn(folder)
+	if err != nil {
+		return err
+	}
+	for _, item := range items {
+		if err := p.context.Err(); err != nil {
+			return err
+		}
+		if temporary, _ := isTemporary(item); temporary {
+			continue
+		}
+		if err := p.entry(folder, prefix, item); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func namesIn(folder *os.Root) ([]string, error) {
+	directory, err := folder.Open(".")
+	if err != nil {
+		return nil, err
+	}
+	defer directory.Close()
+	items, err := directory.Readdirnames(-1)
+	slices.Sort(items)
+	return items, err
+}
+
+func (p *packer) entry(folder *os.Root, prefix, item string) error {
+	info, err := folder.Lstat(item)
+	if err != nil {
+		return unlessGone(err)
+	}
+	switch {
+	case info.IsDir():
+		below, err := folder.OpenRoot(item)
+		if err != nil {
+			return unlessGone(err)
+		}
+		defer below.Close()
+		if opened, err := below.Stat("."); err != nil || !os.SameFile(info, opened) {
+			return err
+		}
+		if err := p.header(prefix+item+"/", "", info); err != nil {
+			return err
+		}
+		return p.directory(below, prefix+item+"/")
+	case info.Mode()&fs.ModeSymlink != 0:
+		link, err := folder.Readlink(item)
+		if err != nil {
+			return unlessGone(err)
+		}
+		return p.header(prefix+item, link, info)
+	case info.Mode().IsRegular():
+		// Something else may be there by now: O_NONBLOCK keeps the open itself from waiting.
+		file, err := folder.OpenFile(item, os.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY, 0)
+		if err != nil {
+			return unlessGone(err)
+		}
+		defer file.Close()
+		opened, err := file.Stat()
+		if err != nil || !os.SameFile(info, opened) {
+			return err
+		}
+		return p.file(prefix+item, file, opened)
+	}
+	return nil
+}
+
+// unlessGone is no error where an entry is no longer there, or is no longer what it was.
+func unlessGone(err error) error {
+	var number syscall.Errno
+	// What os.Root itself refuses, such as a link that leads out, has no number of the system.
+	if !errors.As(err, &number) || number == unix.ENOENT || number == unix.ENOTDIR || number == unix.ELOOP || number == unix.EINVAL {
 		return nil
 	}
 	return err
 }
 
-func packHeader(archive *tar.Writer, name, link string, info fs.FileInfo, names *account.Names) error {
+func (p *packer) header(name, link string, info fs.FileInfo) error {
 	header, err := tar.FileInfoHeader(info, link)
 	if err != nil {
 		return err
 	}
 	header.Name = name
-	header.Uname, header.Gname = names.User(uint32(header.Uid)), names.Group(uint32(header.Gid))
-	return archive.WriteHeader(header)
+	header.Uname, header.Gname = p.names.User(uint32(header.Uid)), p.names.Group(uint32(header.Gid))
+	return p.archive.WriteHeader(header)
 }
 
-func packFile(archive *tar.Writer, path, name string, names *account.Names) error {
-	file, err := openRegular(path)
-	if err != nil {
-		return skipMissing(err)
-	}
-	defer file.Close()
-	info, err := file.Stat()
-	if err != nil {
-		return err
-	}
-	if err := packHeader(archive, name, "", info, names); err != nil {
+func (p *packer) file(name string, file *os.File, info fs.FileInfo) error {
+	if err := p.header(name, "", info); err != nil {
 		return err
 	}
 	// A file that changes meanwhile keeps the size that its header says.
-	copied, err := io.Copy(archive, io.LimitReader(file, info.Size()))
+	copied, err := io.Copy(p.archive, io.LimitReader(file, info.Size()))
 	if err == nil && copied < info.Size() {
-		_, err = io.CopyN(archive, zeros{}, info.Size()-copied)
+		_, err = io.CopyN(p.archive, zeros{}, info.Size()-copied)
 	}
 	return err
 }

@@ -2,6 +2,7 @@ package process
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -170,7 +171,7 @@ func lookPath(cmd, dir string, env []string) (string, error) {
 		case errors.Is(err, os.ErrPermission):
 			return "", connect.Errorf(connect.PermissionDenied, "command '%s': permission denied", cmd)
 		case err != nil:
-			return "", connect.Errorf(connect.InvalidArgument, "command '%s' not found", cmd)
+			return "", notFound("command '%s' not found", cmd)
 		case info.IsDir():
 			return "", connect.Errorf(connect.InvalidArgument, "command '%s' is a directory", cmd)
 		}
@@ -191,7 +192,14 @@ func lookPath(cmd, dir string, env []string) (string, error) {
 			return path, nil
 		}
 	}
-	return "", connect.Errorf(connect.InvalidArgument, "command '%s' not found in PATH (%s)", cmd, search)
+	return "", notFound("command '%s' not found in PATH (%s)", cmd, search)
+}
+
+// notFound is an invalid argument to any client; a detail tells it from the others.
+func notFound(format string, args ...any) *connect.Error {
+	err := connect.Errorf(connect.InvalidArgument, format, args...)
+	err.Details = []connect.Detail{{Type: "thaw.agent.CommandNotFound"}}
+	return err
 }
 
 func startError(spec Spec, err error) error {
@@ -199,12 +207,16 @@ func startError(spec Spec, err error) error {
 	if errors.As(err, &coded) {
 		return err
 	}
+	message := fmt.Sprintf("error starting process '%s' as user '%s': %v", spec.Config.Cmd, spec.User.Name, err)
 	code := connect.InvalidArgument
 	switch {
+	// The file is there, so it is a script, and what its first line names is missing.
+	case errors.Is(err, os.ErrNotExist):
+		return notFound("%s", message)
 	case errors.Is(err, syscall.EAGAIN), errors.Is(err, syscall.ENOMEM), errors.Is(err, syscall.EMFILE), errors.Is(err, syscall.ENFILE):
 		code = connect.ResourceExhausted
 	case errors.Is(err, os.ErrPermission):
 		code = connect.PermissionDenied
 	}
-	return connect.Errorf(code, "error starting process '%s' as user '%s': %v", spec.Config.Cmd, spec.User.Name, err)
+	return connect.Errorf(code, "%s", message)
 }

@@ -9,6 +9,8 @@ export const exitCodes = {
   usage: 2,
   unreachable: 3,
   functionFailed: 4,
+  /** As shells have it. */
+  commandNotFound: 127,
   /** 128 + SIGINT, as shells report it. */
   interrupted: 130,
 } as const
@@ -40,6 +42,7 @@ export function exitCodeOf(error: unknown): number {
   if (error instanceof Interrupted) return exitCodes.interrupted
   if (!(error instanceof ThawError)) return exitCodes.failed
   if (error.code === 'unreachable') return exitCodes.unreachable
+  if (error.code === 'command_not_found') return exitCodes.commandNotFound
   return functionFailures.has(error.code) ? exitCodes.functionFailed : exitCodes.failed
 }
 

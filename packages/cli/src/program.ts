@@ -60,6 +60,7 @@ Exit codes:
   3  no server answers at the address
   4  the function (user code) failed
   …  "run", "ssh", "sandbox exec" and "sandbox shell" end with the exit code of what they ran
+  127  there is no such program in the sandbox
   130  interrupted by Ctrl-C; what goes on until Ctrl-C, such as "up" and "logs -f", ends with 0`
 
 /** All commands. `args` are those of the command line: errors of usage name the command that they belong to. */

@@ -187,6 +187,11 @@ export const errorTable = define({
     'The image does not carry what this runtime needs.',
     'Use an image with the interpreter in it, or leave image out to use the built one.',
   ),
+  command_not_found: caller(
+    422,
+    'The sandbox does not have this program.',
+    'Check its name and the PATH inside, or install it. A list is a program and its arguments; a line for a shell is sent as text.',
+  ),
   idempotency_mismatch: caller(
     422,
     'This Idempotency-Key was used for another request.',

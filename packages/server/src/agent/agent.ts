@@ -341,7 +341,7 @@ export async function refusalOf(answer: IncomingMessage, path: string): Promise<
   } catch {
     // It broke off: the status says enough.
   }
-  let error: { code?: unknown; message?: unknown } = {}
+  let error: { code?: unknown; message?: unknown; details?: unknown } = {}
   try {
     error = parseMessage(Buffer.concat(pieces))
   } catch {
@@ -356,5 +356,5 @@ export async function refusalOf(answer: IncomingMessage, path: string): Promise<
     507: 'resource_exhausted',
   }
   const code = typeof error.code === 'string' ? error.code : (byStatus[status] ?? 'unavailable')
-  return fromConnect({ code, message: error.message }, subjectOf(path))
+  return fromConnect({ code, message: error.message, details: error.details }, subjectOf(path))
 }

@@ -84,10 +84,17 @@ export function fromConnect(error: unknown, subject: 'file' | 'process' = 'proce
     ['unavailable', 'sandbox_unavailable'],
     ['canceled', 'cancelled'],
   ])
-  const { code, message }: { code?: unknown; message?: unknown } = typeof error === 'object' && error !== null ? error : {}
+  const { code, message, details }: { code?: unknown; message?: unknown; details?: unknown } =
+    typeof error === 'object' && error !== null ? error : {}
   const text = typeof message === 'string' && message !== '' ? message.slice(0, 1000) : 'The agent of the sandbox refused the call.'
   const named = typeof code === 'string' ? code.slice(0, 100) : 'unknown'
-  return new ThawError(codes.get(code) ?? 'sandbox_unavailable', sentence(text), { details: { agent_code: named } })
+  const known = isCommandNotFound(details) ? 'command_not_found' : codes.get(code)
+  return new ThawError(known ?? 'sandbox_unavailable', sentence(text), { details: { agent_code: named } })
+}
+
+/** Connect has one code for all wrong arguments; agents name this one by the type of a detail. */
+function isCommandNotFound(details: unknown): boolean {
+  return Array.isArray(details) && details.some((detail) => (detail as { type?: unknown } | null)?.type === 'thaw.agent.CommandNotFound')
 }
 
 /** An agent said what no agent says; another try will not help. */

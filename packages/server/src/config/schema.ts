@@ -98,7 +98,9 @@ export const configSchema = z.strictObject({
     request_burst: nullableWhole(1, 10_000_000, 'Most requests at once, after a pause; null: those of two seconds.'),
     websocket_idle_ms: waitMs('Longest silence on a WebSocket to a function.'),
     websocket_max_message_bytes: bytes('Largest message on a WebSocket to a function, as it is sent.'),
-    websocket_stall_ms: waitMs('How long an end of a WebSocket to a function may take nothing of what is there for it.'),
+    websocket_stall_ms: waitMs(
+      'How long an end of a WebSocket, or a client with the output of a command, may take nothing of what is there for it.',
+    ),
   }),
   pools: z.strictObject({
     size: whole(

@@ -107,7 +107,7 @@ async function untilReady(
 ): Promise<void> {
   try {
     const request = { command: ['/bin/sh', '-c', readyScript, command], timeout_ms: readyMs }
-    const result = await sandboxes.exec(caller, id, execRequestSchema.parse(request), signal)
+    const result = await sandboxes.exec(caller, id, execRequestSchema.parse(request), { signal })
     if (result.exit_code === 0) return
     signal.throwIfAborted()
     throw new ThawError(

@@ -1,6 +1,7 @@
-import { type ExecRequestParsed, type ExecResult, maxOutputBytes, ThawError } from '@thaw/protocol'
+import { type ExecRequestParsed, type ExecResult, ThawError } from '@thaw/protocol'
 import type { AgentClient, ProcessStart } from '../../agent/agent.ts'
 import type { ProcessEvent } from '../../agent/messages.ts'
+import { CommandOutput } from './command-output.ts'
 import { followProcess } from './follow.ts'
 import type { Lease } from './live-sandbox.ts'
 import { processEnd } from './process-end.ts'
@@ -10,8 +11,20 @@ const stdinPieceBytes = 1024 * 1024
 /** How long the end of a process that was killed is waited for. */
 const killedMs = 5000
 
+/** Who waits for a command to end. */
+export interface CommandCaller {
+  /** Aborted: the command is killed, nobody wants its result. */
+  signal?: AbortSignal | undefined
+  /** Resolves when the result has been taken. Default: as soon as it is there. */
+  answered?: Promise<void> | undefined
+}
+
 /** Runs a command to its end. That it fails is a result; `timed_out` says that it was killed because its time was over. */
-export async function runCommand(lease: Lease, request: ExecRequestParsed, signal?: AbortSignal): Promise<ExecResult> {
+export async function runCommand(
+  lease: Lease,
+  request: ExecRequestParsed,
+  { signal, answered = Promise.resolve() }: CommandCaller = {},
+): Promise<ExecResult> {
   const started = performance.now()
   const [cmd, ...args] = argvOf(request.command) as [string, ...string[]]
   const stdin = request.stdin === undefined ? null : Buffer.from(request.stdin, request.encoding)
@@ -19,7 +32,7 @@ export async function runCommand(lease: Lease, request: ExecRequestParsed, signa
     process: { cmd, args, envs: request.env, ...(request.cwd === undefined ? {} : { cwd: request.cwd }) },
     stdin: stdin !== null,
   }
-  const output = new Output()
+  const output = new CommandOutput()
   const over = new AbortController()
   let pid: number | undefined
   let timedOut = false
@@ -50,8 +63,8 @@ export async function runCommand(lease: Lease, request: ExecRequestParsed, signa
     if (pid !== undefined) lease.sandbox.events.ended(pid, ended)
     if (signal?.aborted === true) throw new ThawError('cancelled')
     return {
-      stdout: output.text('stdout', request.encoding),
-      stderr: output.text('stderr', request.encoding),
+      stdout: output.take('stdout', request.encoding),
+      stderr: output.take('stderr', request.encoding),
       exit_code: timedOut ? null : ended.exit_code,
       signal: timedOut ? 'SIGKILL' : ended.signal,
       timed_out: timedOut,
@@ -62,6 +75,7 @@ export async function runCommand(lease: Lease, request: ExecRequestParsed, signa
   } finally {
     clearTimeout(timer)
     signal?.removeEventListener('abort', kill)
+    void answered.then(() => output.release())
   }
 }
 
@@ -76,27 +90,4 @@ async function feed(agent: AgentClient, pid: number, bytes: Buffer): Promise<voi
     await agent.unary('process.Process/SendInput', { process: { pid }, input: { stdin: piece.toString('base64') } })
   }
   await agent.unary('process.Process/CloseStdin', { process: { pid } })
-}
-
-class Output {
-  truncated = false
-  #bytes = 0
-  readonly #pieces: Record<'stdout' | 'stderr', Buffer[]> = { stdout: [], stderr: [] }
-
-  add(data: { stdout?: string | undefined; stderr?: string | undefined }): void {
-    for (const name of ['stdout', 'stderr'] as const) {
-      const text = data[name]
-      if (text === undefined) continue
-      const bytes = Buffer.from(text, 'base64')
-      const room = maxOutputBytes - this.#bytes
-      if (bytes.length > room) this.truncated = true
-      if (room <= 0) continue
-      this.#pieces[name].push(bytes.length > room ? bytes.subarray(0, room) : bytes)
-      this.#bytes += Math.min(bytes.length, room)
-    }
-  }
-
-  text(name: 'stdout' | 'stderr', encoding: 'utf8' | 'base64'): string {
-    return Buffer.concat(this.#pieces[name]).toString(encoding)
-  }
 }

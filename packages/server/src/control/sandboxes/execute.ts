@@ -9,7 +9,7 @@ import {
 } from '@thaw/protocol'
 import type { ResultStore } from '../../store/store.ts'
 import type { Caller } from '../caller.ts'
-import { runCommand } from './exec.ts'
+import { type CommandCaller, runCommand } from './exec.ts'
 import type { Lease } from './live-sandbox.ts'
 import type { Sandboxes } from './sandboxes.ts'
 import type { Snapshots } from './snapshots.ts'
@@ -22,6 +22,7 @@ export interface ExecutorParts {
   imageDigest: (request: ExecuteRequestParsed, signal: AbortSignal) => Promise<string>
 }
 
+type Waiting = CommandCaller & { signal: AbortSignal }
 type Outcome = Omit<ExecuteResult, 'request_id'>
 type Branch = NonNullable<ExecuteResult['branches']>[number]
 
@@ -39,52 +40,54 @@ export class Executor {
     this.#parts = parts
   }
 
-  async execute(caller: Caller, request: ExecuteRequestParsed, signal: AbortSignal): Promise<Outcome> {
+  async execute(caller: Caller, request: ExecuteRequestParsed, by: Waiting): Promise<Outcome> {
     check(request)
     switch (request.mode) {
       case 'ephemeral':
-        return this.#ephemeral(caller, request, signal)
+        return this.#ephemeral(caller, request, by)
       case 'persistent':
-        return this.#persistent(caller, request, signal)
+        return this.#persistent(caller, request, by)
       case 'cached':
-        return this.#cached(caller, request, signal)
+        return this.#cached(caller, request, by)
       case 'checkpointed':
-        return this.#checkpointed(caller, request, signal)
+        return this.#checkpointed(caller, request, by)
       case 'branched':
-        return this.#branched(caller, request, signal)
+        return this.#branched(caller, request, by)
     }
   }
 
   /** A sandbox of its own, which ends with the command. */
-  async #ephemeral(caller: Caller, request: ExecuteRequestParsed, signal: AbortSignal): Promise<Outcome> {
+  async #ephemeral(caller: Caller, request: ExecuteRequestParsed, by: Waiting): Promise<Outcome> {
     const { item } = await this.#parts.sandboxes.create(caller, createRequest(request))
     try {
-      return whole(await this.#runIn(caller, item, request, signal))
+      return whole(await this.#runIn(caller, item, request, by))
     } finally {
       this.#deleteLater(caller, item.id)
     }
   }
 
   /** The sandbox of `sandbox_id`, or a new one, which lives on. */
-  async #persistent(caller: Caller, request: ExecuteRequestParsed, signal: AbortSignal): Promise<Outcome> {
+  async #persistent(caller: Caller, request: ExecuteRequestParsed, by: Waiting): Promise<Outcome> {
     const { sandboxes } = this.#parts
     const known = request.sandbox_id === undefined ? null : await sandboxes.get(caller, request.sandbox_id)
     const item = known ?? (await sandboxes.create(caller, createRequest(request))).item
-    const outcome = await this.#runIn(caller, item, request, signal)
+    const outcome = await this.#runIn(caller, item, request, by)
     return whole({ ...outcome, boot_method: known === null ? outcome.boot_method : 'reused', sandbox_id: item.id })
   }
 
   /** The result of an earlier run of the very same, while its time lasts. Only what succeeded is kept. */
-  async #cached(caller: Caller, request: ExecuteRequestParsed, signal: AbortSignal): Promise<Outcome> {
+  async #cached(caller: Caller, request: ExecuteRequestParsed, by: Waiting): Promise<Outcome> {
     const { results } = this.#parts
-    const key = hashOf(request, await this.#parts.imageDigest(request, signal))
+    const key = hashOf(request, await this.#parts.imageDigest(request, by.signal))
     const kept = await results.get(caller.tenant, key, Date.now())
     if (kept !== null) return { ...(JSON.parse(kept.result) as Outcome), cached: true }
     const flight = `${caller.tenant}/${key}`
     const running = this.#running.get(flight)
     if (running !== undefined) return { ...(await running), cached: true }
     // Not ended by one caller who goes away: others may wait for it.
-    const run = this.#ephemeral(caller, request, new AbortController().signal).finally(() => this.#running.delete(flight))
+    const run = this.#ephemeral(caller, request, { ...by, signal: new AbortController().signal }).finally(() =>
+      this.#running.delete(flight),
+    )
     this.#running.set(flight, run)
     const outcome = await run
     const text = JSON.stringify(outcome)
@@ -102,14 +105,14 @@ export class Executor {
   }
 
   /** Ends in a snapshot, from which the next command can go on. */
-  async #checkpointed(caller: Caller, request: ExecuteRequestParsed, signal: AbortSignal): Promise<Outcome> {
+  async #checkpointed(caller: Caller, request: ExecuteRequestParsed, by: Waiting): Promise<Outcome> {
     const { sandboxes, snapshots } = this.#parts
     const { item } =
       request.snapshot_id === undefined
         ? await sandboxes.create(caller, createRequest(request))
         : await snapshots.restore(caller, request.snapshot_id, {})
     try {
-      const outcome = await this.#runIn(caller, item, request, signal)
+      const outcome = await this.#runIn(caller, item, request, by)
       const snapshot = await snapshots.take(caller, item.id, { kind: 'memory', fallback: true })
       return whole({ ...outcome, snapshot_id: snapshot.id })
     } finally {
@@ -118,7 +121,7 @@ export class Executor {
   }
 
   /** Variants side by side, each in a copy of the same sandbox or snapshot. */
-  async #branched(caller: Caller, request: ExecuteRequestParsed, signal: AbortSignal): Promise<Outcome> {
+  async #branched(caller: Caller, request: ExecuteRequestParsed, by: Waiting): Promise<Outcome> {
     const variants = request.branches ?? [{ command: request.command, env: {}, stdin: request.stdin }]
     const children = await this.#copies(caller, request.branch_from as string, variants.length)
     const drop = (id: string) => this.#deleteLater(caller, id)
@@ -127,7 +130,7 @@ export class Executor {
         variants.map((variant, index) => {
           const env = { ...request.env, ...variant.env }
           const stdin = variant.stdin ?? request.stdin
-          return this.#runIn(caller, children[index] as SandboxItem, { ...request, command: variant.command, env, stdin }, signal)
+          return this.#runIn(caller, children[index] as SandboxItem, { ...request, command: variant.command, env, stdin }, by)
         }),
       )
       const outcomes = branches.map((branch, index) => ({ ...branch, sandbox_id: request.keep ? (children[index]?.id ?? null) : null }))
@@ -150,10 +153,10 @@ export class Executor {
     throw failed.reason
   }
 
-  async #runIn(caller: Caller, item: SandboxItem, request: ExecuteRequestParsed, signal: AbortSignal): Promise<Branch> {
+  async #runIn(caller: Caller, item: SandboxItem, request: ExecuteRequestParsed, by: Waiting): Promise<Branch> {
     using lease = await this.#parts.sandboxes.use(caller, item.id)
-    await writeFiles(lease, request, signal)
-    const result = await runCommand(lease, request, signal)
+    await writeFiles(lease, request, by.signal)
+    const result = await runCommand(lease, request, by)
     return { ...result, boot_method: item.boot_method ?? 'cold', sandbox_id: null, snapshot_id: null }
   }
 

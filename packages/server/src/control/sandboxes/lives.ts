@@ -36,6 +36,8 @@ interface Found {
 
 /** How long a start waits for the agents of sandboxes that were there before. */
 const patienceMs = 3000
+/** How often the removal of a sandbox that ended is tried again. */
+const removalPauseMs = 1000
 
 /**
  * The sandboxes that have not ended, and how they change: created, paused, hibernated, woken, ended. Every change of one
@@ -252,9 +254,14 @@ export class Lives {
   /** Called under the lock. Nothing of it is left afterwards but its record. */
   async end(sandbox: LiveSandbox, state: Extract<SandboxState, 'stopped' | 'failed'>, error: ThawError | null): Promise<void> {
     if (sandbox.row.ended_at !== null) return
-    const { running, row } = sandbox
+    // Where that fails it is still there, and whoever ends it the next time finds it.
+    await sandbox.running?.destroy()
+    await this.#ended(sandbox, state, error)
+  }
+
+  async #ended(sandbox: LiveSandbox, state: Extract<SandboxState, 'stopped' | 'failed'>, error: ThawError | null): Promise<void> {
+    const { row } = sandbox
     sandbox.running = null
-    await running?.destroy()
     if (row.hibernation_id !== null) await this.#parts.hibernation.drop(row.hibernation_id)
     this.#live.delete(row.id)
     if (row.state !== 'hibernated') this.#parts.budget.give(row.spec.resources.memory_mib)
@@ -295,11 +302,30 @@ export class Lives {
         status?.out_of_memory === true
           ? new ThawError('out_of_memory', 'The sandbox ran out of memory.')
           : new ThawError('sandbox_not_running', 'The first process of the sandbox ended.')
-      await this.end(sandbox, 'failed', error)
+      try {
+        await this.end(sandbox, 'failed', error)
+      } catch (cause) {
+        // An engine that is gone took its sandboxes along: whoever waits for one is told, and what is left of it goes later.
+        this.#parts.log.error({ err: cause, sandbox: sandbox.row.id }, 'a sandbox that ended could not be removed yet')
+        await this.#ended(sandbox, 'failed', error)
+        void this.#removeLater(running)
+      }
     }
     running.lost
       .then(() => this.locked(sandbox, ended))
-      .catch((error) => this.#parts.log.error({ err: error, sandbox: sandbox.row.id }, 'a sandbox that ended could not be removed'))
+      .catch((error) => this.#parts.log.error({ err: error, sandbox: sandbox.row.id }, 'the end of a sandbox was not understood'))
+  }
+
+  /** Until it is done, or the next server does it. */
+  async #removeLater(running: AgentSandbox): Promise<void> {
+    const { signal } = this.#closing
+    for (let isLeft = true; isLeft && !this.closed; ) {
+      await delay(removalPauseMs, undefined, { signal, ref: false }).catch(() => undefined)
+      isLeft = await running.destroy().then(
+        () => false,
+        () => true,
+      )
+    }
   }
 }
 

@@ -12,7 +12,7 @@ import {
 import type { SandboxFilter, SandboxRow, SandboxSpec, SandboxStore } from '../../store/store.ts'
 import type { Caller } from '../caller.ts'
 import { KeyedLock } from '../keyed-lock.ts'
-import { runCommand } from './exec.ts'
+import { type CommandCaller, runCommand } from './exec.ts'
 import { sandboxItem } from './items.ts'
 import { Lease, type LiveSandbox } from './live-sandbox.ts'
 import { endedError, type Lives } from './lives.ts'
@@ -119,9 +119,9 @@ export class Sandboxes {
   }
 
   /** Runs a command to its end; wakes the sandbox for it. */
-  async exec(caller: Caller, idOrName: string, request: ExecRequestParsed, signal: AbortSignal): Promise<ExecResult> {
+  async exec(caller: Caller, idOrName: string, request: ExecRequestParsed, by: CommandCaller): Promise<ExecResult> {
     using lease = await this.use(caller, idOrName)
-    return await runCommand(lease, request, signal)
+    return await runCommand(lease, request, by)
   }
 
   async pause(caller: Caller, idOrName: string): Promise<SandboxItem> {

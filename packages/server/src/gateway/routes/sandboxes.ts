@@ -1,3 +1,4 @@
+import type { ServerResponse } from 'node:http'
 import {
   execRequestSchema,
   execResultSchema,
@@ -20,7 +21,7 @@ import {
 } from '@thaw/protocol'
 import { z } from 'zod'
 import { callerOf } from '../auth.ts'
-import { goneSignal } from '../gone.ts'
+import { answered, goneSignal } from '../gone.ts'
 import { invalidRequest } from '../invalid.ts'
 import type { GatewayParts } from '../parts.ts'
 import type { Routes } from '../server.ts'
@@ -31,12 +32,12 @@ const params = z.object({ id: z.string().min(1).max(64) })
 const bodyLimit = maxStdinBytes * 2 + 1024 * 1024
 
 /** `/v1/sandboxes`, and `/v1/instances`, another name for it. */
-export function sandboxRoutes(app: Routes, parts: GatewayParts): void {
-  for (const base of ['/v1/sandboxes', '/v1/instances']) lifeRoutes(app, parts, base)
-  executeRoute(app, parts)
+export function sandboxRoutes(app: Routes, parts: GatewayParts, { stallMs }: { stallMs: number }): void {
+  for (const base of ['/v1/sandboxes', '/v1/instances']) lifeRoutes(app, parts, base, stallMs)
+  executeRoute(app, parts, stallMs)
 }
 
-function lifeRoutes(app: Routes, { sandboxes, snapshots }: GatewayParts, base: string): void {
+function lifeRoutes(app: Routes, { sandboxes, snapshots }: GatewayParts, base: string, stallMs: number): void {
   const item = { 200: itemOf(sandboxItemSchema) }
 
   app.post(
@@ -116,7 +117,11 @@ function lifeRoutes(app: Routes, { sandboxes, snapshots }: GatewayParts, base: s
       bodyLimit,
       schema: { summary: 'Run a command in a sandbox', tags, params, body: execRequestSchema, response: { 200: execResultSchema } },
     },
-    async (request, reply) => sandboxes.exec(callerOf(request), request.params.id, request.body, goneSignal(reply.raw)),
+    async (request, reply) => {
+      const result = await sandboxes.exec(callerOf(request), request.params.id, request.body, callerAt(reply.raw))
+      reply.raw.setTimeout(stallMs)
+      return result
+    },
   )
 
   app.get(
@@ -126,15 +131,21 @@ function lifeRoutes(app: Routes, { sandboxes, snapshots }: GatewayParts, base: s
   )
 }
 
-function executeRoute(app: Routes, { executor }: GatewayParts): void {
+function executeRoute(app: Routes, { executor }: GatewayParts, stallMs: number): void {
   app.post(
     '/v1/execute',
     { bodyLimit, schema: { summary: 'Run a command, wherever', tags, body: executeRequestSchema, response: { 200: executeResultSchema } } },
-    async (request, reply) => ({
-      request_id: request.id,
-      ...(await executor.execute(callerOf(request), request.body, goneSignal(reply.raw))),
-    }),
+    async (request, reply) => {
+      const outcome = await executor.execute(callerOf(request), request.body, callerAt(reply.raw))
+      reply.raw.setTimeout(stallMs)
+      return { request_id: request.id, ...outcome }
+    },
   )
+}
+
+/** Large answers stay in memory until the client has them: one that takes nothing for `stallMs` loses its connection. */
+function callerAt(response: ServerResponse) {
+  return { signal: goneSignal(response), answered: answered(response) }
 }
 
 function parseStates(text: string): SandboxState[] {
