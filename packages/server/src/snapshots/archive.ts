@@ -43,6 +43,8 @@ export async function unpackInto(dir: string, archive: Readable): Promise<void> 
     await pipeline(archive, createZstdDecompress(), tar.stdin)
     await failed
   } catch (cause) {
+    // Tar is content with the end of its archive, and may be gone before the stream says that it ends.
+    if (isClosedEarly(cause) && (await succeeded(failed))) return
     tar.kill('SIGKILL')
     const why = await failed.then(
       () => cause,
@@ -54,6 +56,17 @@ export async function unpackInto(dir: string, archive: Readable): Promise<void> 
       cause: why,
     })
   }
+}
+
+function isClosedEarly(error: unknown): boolean {
+  return error instanceof Error && 'code' in error && (error.code === 'ERR_STREAM_PREMATURE_CLOSE' || error.code === 'EPIPE')
+}
+
+function succeeded(work: Promise<void>): Promise<boolean> {
+  return work.then(
+    () => true,
+    () => false,
+  )
 }
 
 async function failure(tar: ChildProcess): Promise<void> {
