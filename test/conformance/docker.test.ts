@@ -1,3 +1,4 @@
+import { createHash } from 'node:crypto'
 import { existsSync, mkdirSync } from 'node:fs'
 import { join } from 'node:path'
 import { newId } from '@thaw/protocol'
@@ -216,7 +217,9 @@ for address in [${JSON.stringify([address, port])}]:
     await driver.close()
     const networks = await driver.engine.call<{ Name: string }[]>('GET', '/networks')
     expect(networks.map(({ Name }) => Name).filter((name) => name.startsWith('thaw'))).toEqual([])
-    expect((await runCommand('nft', ['list', 'tables'])).stdout).not.toContain('thaw_docker_')
+    expect((await runCommand('nft', ['list', 'tables'])).stdout).not.toContain(
+      `thaw_docker_${createHash('sha256').update(dataDir).digest('hex').slice(0, 10)}`,
+    )
     expect(existsSync(join(dataDir, 'docker'))).toBe(false)
     expect(await driver.engine.call('GET', '/containers/json', { query: { all: true } })).toEqual([])
   })
