@@ -117,9 +117,9 @@ for (const driver of ['process', 'oci'] as const) {
       expect(await eventually(async () => !(await isThere(pid)))).toBe(true)
     }, 60_000)
 
-    test.skipIf(driver === 'process')(
-      'a client of E2B reads nothing of the stream of a process: the process waits',
-      async () => {
+    // Processes without a container have no /proc of their own to look in.
+    if (driver === 'oci')
+      test('a client of E2B reads nothing of the stream of a process: the process waits', async () => {
         const { sandboxID: id, envdAccessToken: token } = (await api.send('POST', '/sandboxes', { templateID: 'base', secure: true })).body
         const headers = { 'connect-protocol-version': '1', 'e2b-sandbox-id': id, 'x-access-token': token }
         const message = Buffer.from(JSON.stringify({ process: { cmd: '/bin/cat', args: ['/dev/zero'], envs: {} } }))
@@ -143,9 +143,7 @@ for (const driver of ['process', 'oci'] as const) {
         )
         expect((await used()) - before).toBeLessThan(64 * mib)
         await api.send('DELETE', `/v1/sandboxes/${id}`)
-      },
-      60_000,
-    )
+      }, 60_000)
 
     // Last: what it takes of the memory would hide what others take.
     test('outputs that nobody takes are kept up to a limit of all together, and are gone with their clients', async () => {

@@ -201,7 +201,8 @@ function explain(error: CommandError, address: string, { registry }: Reference):
       fix: 'Check the name; for a private image log in with `skopeo login` as the user of the server, or name a file with credentials in registries.auth_file.',
     })
   }
-  if (/manifest unknown|name unknown|name invalid|not found|404/i.test(said))
+  // Not the 404 of a port.
+  if (/manifest unknown|name unknown|name invalid|not found|(?<![:\d])404(?!\d)/i.test(said))
     return new ThawError('image_unresolvable', `There is no image ${address}.`, { ...options, fix: 'Check the name and the tag.' })
   const plain = /server gave HTTP response to HTTPS client/i.test(said)
   return new ThawError('image_unavailable', `${address} could not be fetched: ${lastLine(said) || error.message}`, {
