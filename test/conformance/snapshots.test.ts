@@ -1,3 +1,4 @@
+import { createHash } from 'node:crypto'
 import { once } from 'node:events'
 import {
   chmodSync,
@@ -200,6 +201,33 @@ describe.skipIf(skip !== null)(`snapshots over oci${skip === null ? '' : ` (skip
     ;(await driver.dial(clones[2] as string, 'agent')).end('exit\n')
     expect(await ended).toMatchObject({ out_of_memory: false })
     expect(await driver.inspect(clones[2] as string)).toMatchObject({ state: 'exited' })
+  })
+
+  test('a restore goes where a shell waits for it, and does without when that was killed', async () => {
+    const { source } = await snapshot(await start())
+    const first = await clone(source)
+    await ask(first, 'count')
+    const tag = createHash('sha256').update(dataDir).digest('hex').slice(0, 12)
+    const base = join('/sys/fs/cgroup/memory/thaw', tag)
+    const stages = () => (existsSync(base) ? readdirSync(base).filter((name) => name.startsWith('stage-')) : [])
+    const shells = () =>
+      stages().flatMap((name) =>
+        quietly(join(base, name, 'cgroup.procs'))
+          .split('\n')
+          .filter(Boolean)
+          .map(Number),
+      )
+    // Groups of version 2 keep their names, so nothing waits there.
+    if (!existsSync('/sys/fs/cgroup/memory')) return
+    expect(await eventually(() => stages().length === 2 && shells().length === 2)).toBe(true)
+    const waiting = stages()
+    await ask(await clone(source), 'count')
+    expect(stages().filter((name) => waiting.includes(name))).toHaveLength(1)
+    for (const pid of shells()) process.kill(pid, 'SIGKILL')
+    await ask(await clone(source), 'count')
+    expect(await eventually(() => stages().length === 2 && shells().length === 2)).toBe(true)
+    // They are nobody's sandboxes.
+    expect((await driver.list()).filter((id) => id.startsWith('stage-'))).toEqual([])
   })
 
   test('limits hold for clones', async () => {

@@ -49,7 +49,8 @@ export function residueOf(
         .map((device) => read(join('/sys/block', device, 'loop', 'backing_file')))
         .filter((backing) => backing.startsWith(dataDir)),
     ),
-    cgroups: groups.flatMap(list).filter((name) => name.startsWith('sbx-')),
+    // A server that runs also keeps some where it restores sandboxes to.
+    cgroups: groups.flatMap(list).filter((name) => name.startsWith('sbx-') || (server === 'stopped' && name.startsWith('stage-'))),
     namespaces: list('/run/netns')
       .filter((name) => name.startsWith(`thaw-${tag.slice(0, 6)}-`))
       .slice(server === 'runs' ? 2 : 0),

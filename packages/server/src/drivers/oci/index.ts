@@ -231,9 +231,8 @@ export class OciDriver implements Driver {
     const image = spec.image.image.path as string
     const rootfs = join(dir, 'rootfs')
     try {
-      const stage = this.#stages.take(netns === undefined ? 'own' : 'given')
+      const stage = this.#stages.take(netns === undefined ? 'own' : 'given', cgroup)
       if (stage === undefined) this.#cgroups.create(cgroup)
-      else this.#cgroups.rename?.(stage.group, cgroup)
       const pid = await this.#restores.run({
         criu: await this.#memory.engine(),
         id: spec.id,
@@ -249,7 +248,8 @@ export class OciDriver implements Driver {
           [insidePaths.runDir, runDir],
         ]),
         netns,
-        from: stage ?? this.#cgroups.entrances(cgroup),
+        stage,
+        entrances: this.#cgroups.entrances(cgroup),
         pipes,
         signal,
       })

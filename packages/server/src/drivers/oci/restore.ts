@@ -1,4 +1,4 @@
-import { chownSync, closeSync, mkdirSync, openSync, readdirSync, readFileSync, statSync, writeFileSync } from 'node:fs'
+import { chownSync, closeSync, existsSync, mkdirSync, openSync, readdirSync, readFileSync, statSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { ThawError } from '@thaw/protocol'
 import { z } from 'zod'
@@ -8,7 +8,7 @@ import { commonOptions, digestOf, type MemoryState, ownImages, snapshotFolders }
 import { type Criu, complaints, quote } from './criu.ts'
 import { sourcesOf } from './mounts.ts'
 import type { OutputPipes } from './pipes.ts'
-import { entering, Stage } from './stage.ts'
+import { entering, type Stage } from './stage.ts'
 
 /** As mount(8) takes it. */
 export interface FileSystem {
@@ -33,8 +33,10 @@ export interface RestoreInput {
   given: ReadonlyMap<string, string>
   /** Path of a prepared network namespace; undefined: a new one with nothing but loopback. */
   netns: string | undefined
-  /** Where it begins: in a stage that waits in the group already, or with files to which a process writes 0 to enter it. */
-  from: Stage | string[]
+  /** Waits in the group already. */
+  stage: Stage | undefined
+  /** Files to which a process writes 0 to enter the group. */
+  entrances: string[]
   pipes: OutputPipes | null
   signal: AbortSignal
 }
@@ -84,7 +86,9 @@ async function restore(input: RestoreInput): Promise<number> {
   const log = openSync(join(dir, 'engine.log'), 'a', 0o600)
   const limit = AbortSignal.timeout(Math.round(baseLimitMs + sizeBytes / bytesPerMs))
   try {
-    const code = await run(input, inside(input, kept, renamed, sources), log, AbortSignal.any([input.signal, limit]))
+    const script = (from: 'stage' | 'start') =>
+      inside(input, { kept, renamed, sources, hasNetwork: input.netns !== undefined || from === 'stage' })
+    const code = await run(input, script, log, AbortSignal.any([input.signal, limit]))
     input.signal.throwIfAborted()
     if (code !== 0) throw failure(dir, limit.aborted)
   } finally {
@@ -153,9 +157,16 @@ export function renamedHost(image: Buffer, hostname: string): Buffer {
   return Buffer.concat([image.subarray(0, 8), length, message])
 }
 
-function inside(input: RestoreInput, kept: string, renamed: string, sources: ReadonlyMap<string, string>): string {
-  const { criu, dir, from, rootfs, netns, state, pipes } = input
-  const bringsUp = netns === undefined && !(from instanceof Stage)
+interface InsideParts {
+  kept: string
+  renamed: string
+  sources: ReadonlyMap<string, string>
+  /** Its network is there already, with loopback up. */
+  hasNetwork: boolean
+}
+
+function inside(input: RestoreInput, { kept, renamed, sources, hasNetwork }: InsideParts): string {
+  const { criu, dir, rootfs, state, pipes } = input
   const command = [
     ...criu.command,
     'restore',
@@ -168,10 +179,10 @@ function inside(input: RestoreInput, kept: string, renamed: string, sources: Rea
   ]
   // The network namespace is not that of the sandbox's user namespace, whose capability to listen on low ports is void in it.
   return `set -e
-${bringsUp ? 'ip link set lo up & lo=$!' : ''}
+${hasNetwork ? '' : 'ip link set lo up & lo=$!'}
 echo 0 >/proc/sys/net/ipv4/ip_unprivileged_port_start
 mount --all --fstab ${quote(writeMountTable(input, kept, renamed))}
-${bringsUp ? 'wait $lo' : ''}
+${hasNetwork ? '' : 'wait $lo'}
 exec ${command.map(quote).join(' ')}`
 }
 
@@ -191,21 +202,32 @@ function writeMountTable({ criu, dir, root, rootfs }: RestoreInput, kept: string
   return path
 }
 
-/** CRIU starts in the group, and so do the processes that it makes; its control group namespace begins there. */
-async function run(input: RestoreInput, script: string, log: number, signal: AbortSignal): Promise<number | null> {
-  const { dir, from, netns, pipes } = input
-  const outputs = pipes === null ? [] : [pipes.stdout.write, pipes.stderr.write]
+/**
+ * Runs a script where CRIU starts in the group, and so do the processes that it makes; its control group namespace begins there.
+ * @param script of the stage, or of what is started in its place.
+ */
+async function run(
+  input: RestoreInput,
+  script: (from: 'stage' | 'start') => string,
+  log: number,
+  signal: AbortSignal,
+): Promise<number | null> {
+  const { dir, stage, netns } = input
   const inNetwork = netns === undefined ? '' : `nsenter --net=${quote(netns)} `
-  if (from instanceof Stage) {
-    const path = join(dir, 'restore.sh')
+  const within = (from: 'stage' | 'start', unshare: string) =>
+    `exec ${inNetwork}unshare ${unshare} sh -c ${quote(script(from))} thaw-restore ${quote(dir)}`
+  const outputs = input.pipes === null ? [] : [input.pipes.stdout.write, input.pipes.stderr.write]
+  if (stage !== undefined) {
+    const [path, begun] = [join(dir, 'restore.sh'), join(dir, 'restore.begun')]
     const streams = outputs.map((fd, index) => `${index + 3}>/proc/${process.pid}/fd/${fd}`)
-    const outside = `exec >>${quote(join(dir, 'engine.log'))} 2>&1 </dev/null ${streams.join(' ')}`
-    writeFileSync(path, `${outside}\nexec ${inNetwork}unshare --mount sh -c ${quote(script)} thaw-restore ${quote(dir)}\n`, { mode: 0o600 })
-    return from.play(path, signal)
+    const outside = `: >${quote(begun)}\nexec >>${quote(join(dir, 'engine.log'))} 2>&1 </dev/null ${streams.join(' ')}`
+    writeFileSync(path, `${outside}\n${within('stage', '--mount')}\n`, { mode: 0o600 })
+    const code = await stage.play(path, signal)
+    // A shell that something ended before it heard of us is no reason to fail.
+    if (existsSync(begun) || signal.aborted) return code
   }
-  const own = netns === undefined ? '--net ' : ''
-  const outside = `${entering(from)}\nexec ${inNetwork}unshare --mount --cgroup ${own}sh -c ${quote(script)} thaw-restore ${quote(dir)}`
-  const args = ['-c', outside, 'thaw-restore', dir]
+  const own = netns === undefined ? ' --net' : ''
+  const args = ['-c', `${entering(input.entrances)}\n${within('start', `--mount --cgroup${own}`)}`, 'thaw-restore', dir]
   const { code, error } = await launch({ program: 'sh', args, streams: [log, log, ...outputs], group: true, signal })
   if (error !== null) throw new ThawError('snapshot_failed', `The shell cannot be started: ${error.message}`, { cause: error })
   return code

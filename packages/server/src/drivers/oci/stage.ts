@@ -77,8 +77,8 @@ export class Stages {
     this.#base = base
   }
 
-  /** One that waits, if there is one. */
-  take(network: StageNetwork): Stage | undefined {
+  /** One that waits, if there is one; its control group has this name from then on. */
+  take(network: StageNetwork, group: string): Stage | undefined {
     if (this.#cgroups.rename === undefined) return undefined
     this.#closed = false
     const spares = this.#spares[network]
@@ -86,9 +86,19 @@ export class Stages {
     const [taken] = index < 0 ? [] : spares.splice(index, 1)
     const timer = setTimeout(() => {
       this.#timers.delete(timer)
-      this.#refill(network)
+      try {
+        this.#refill(network)
+      } catch {
+        // A group that cannot be made cannot be made by the next restore either, which says so.
+      }
     }, refillDelayMs)
     this.#timers.add(timer.unref())
+    try {
+      if (taken !== undefined) this.#cgroups.rename(taken.group, group)
+    } catch (error) {
+      void taken?.close().catch(() => undefined)
+      throw error
+    }
     return taken
   }
 
