@@ -53,7 +53,8 @@ export async function capture(
     result = await driver.snapshot(id, { dir, kind, use, stop: false })
   } catch (error) {
     // One that has ended does not go on either: why it ended is the news.
-    if ((await driver.inspect(id))?.state === 'exited') throw error
+    const status = await driver.inspect(id).catch(() => null)
+    if (status === null || status.state === 'exited') throw error
     await goOn(running, image, row)
     throw error
   }

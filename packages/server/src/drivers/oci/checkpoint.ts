@@ -180,6 +180,7 @@ trap '' PIPE
 ${thawAtEnd ? `trap ${quote(`echo ${freezer.thawed} >${quote(freezer.file)}`)} EXIT` : ''}
 mount --bind ${quote(criu.kernelFacts)} /run
 ${stage === null ? '' : `mount -t tmpfs -o mode=700 tmpfs ${quote(stage)}`}
+${disk === undefined ? '' : writeThrough(disk)}
 echo ready
 read go files
 ${both}
@@ -213,7 +214,12 @@ function copyLayer(upper: string, dir: string): string {
  */
 function packDisk(disk: string, dir: string): string {
   const tar = ['--create', '--sparse', '--hole-detection=seek', '--file', join(dir, snapshotFolders.disk)]
-  return `sync --file-system ${quote(disk)} && tar ${[...tar, '--directory', dirname(disk), `${basename(disk)}.img`].map(quote).join(' ')}`
+  return `${writeThrough(disk)} && tar ${[...tar, '--directory', dirname(disk), `${basename(disk)}.img`].map(quote).join(' ')}`
+}
+
+/** Once before the sandbox stands still, so that little is left to write while it does. */
+function writeThrough(disk: string): string {
+  return `sync --file-system ${quote(disk)}`
 }
 
 const helpersMs = 200
