@@ -5,6 +5,7 @@ import { join } from 'node:path'
 import { text } from 'node:stream/consumers'
 import { fileURLToPath } from 'node:url'
 import { afterAll, beforeAll, describe, expect, onTestFinished, test } from 'vitest'
+import { findProcesses, stateOf } from '../../packages/server/src/drivers/processes.ts'
 import { eventually } from '../support/eventually.ts'
 import { startServer, type TestServer, whyNoDriver } from '../support/server.ts'
 import { tempDir } from '../support/temp.ts'
@@ -301,18 +302,23 @@ for (const driver of ['process', 'oci'] as const) {
       shell.type('while [ "$(stty size)" != "43 132" ]; do sleep 0.05; done; echo resi""zed\n')
       await shell.see('resized')
       await shell.see('ready> ')
-      shell.type('sleep 600; echo "not" reached\n')
-      await shell.see('reached')
+      // A key that comes before the program is there would reach the shell.
+      const runs = (seconds: string) => eventually(() => findProcesses((pid) => hasArguments(pid, `sleep\0${seconds}\0`)).length > 0)
+      shell.type('sleep 600.5; echo "not" reached\n')
+      expect(await runs('600.5')).toBe(true)
       shell.type('\x03')
       await shell.see('^C')
       await shell.see('ready> ')
-      shell.type('sleep 601\n')
-      await shell.see('sleep 601')
+      shell.type('sleep 601.5\n')
+      expect(await runs('601.5')).toBe(true)
       shell.type('\x1a')
       await shell.see('Stopped')
       await shell.see('ready> ')
       shell.type('fg\n')
-      await shell.see('sleep 601')
+      await shell.see('sleep 601.5')
+      expect(await eventually(() => findProcesses((pid) => hasArguments(pid, 'sleep\x00601.5\0') && stateOf(pid) === 'S').length > 0)).toBe(
+        true,
+      )
       shell.type('\x03')
       await shell.see('ready> ')
       shell.type('exit 42\n')
@@ -416,4 +422,13 @@ test('ssh to a server that does not listen for it says what to do instead', asyn
 
 function quote(word: string): string {
   return `'${word.replaceAll("'", "'\\''")}'`
+}
+
+/** Whether a process of this host, also one in a sandbox, was started with exactly these words. */
+function hasArguments(pid: number, words: string): boolean {
+  try {
+    return readFileSync(`/proc/${pid}/cmdline`, 'latin1') === words
+  } catch {
+    return false
+  }
 }

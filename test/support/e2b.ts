@@ -49,7 +49,7 @@ export async function runE2bPython(server: { url: string }, script: string, args
   let output = ''
   for (const stream of [child.stdout, child.stderr]) stream.setEncoding('utf8').on('data', (text: string) => (output += text))
   onTestFailed(() => console.error(output))
-  const [code] = (await once(child, 'close')) as [number | null]
-  if (code !== 0) throw new Error(`the script ended with ${code}:\n${output}`)
+  const [code, signal] = (await once(child, 'close')) as [number | null, string | null]
+  if (code !== 0) throw new Error(`the script ended with ${code ?? signal}:\n${output}`)
   return output
 }
