@@ -1,9 +1,4 @@
-import { execFile } from 'node:child_process'
-import { createHash } from 'node:crypto'
-import { chmodSync, cpSync, existsSync, mkdirSync, readFileSync, realpathSync, renameSync, rmSync, statSync, writeFileSync } from 'node:fs'
-import { dirname, join } from 'node:path'
-import { fileURLToPath } from 'node:url'
-import { promisify } from 'node:util'
+import { join } from 'node:path'
 import { type CreatedKeyItem, type DriverItem, type Info, type KeyCreate, ThawError } from '@thaw/protocol'
 import { Bundles } from './bundles/bundles.ts'
 import { type Config, defaultSshPort, isLoopback } from './config/index.ts'
@@ -33,7 +28,7 @@ import { E2bTemplates } from './control/sandboxes/e2b-templates.ts'
 import { Executor } from './control/sandboxes/execute.ts'
 import { Hibernation } from './control/sandboxes/hibernation.ts'
 import { Lives } from './control/sandboxes/lives.ts'
-import { type Agents, SandboxStarter } from './control/sandboxes/sandbox-starter.ts'
+import { SandboxStarter } from './control/sandboxes/sandbox-starter.ts'
 import { Sandboxes } from './control/sandboxes/sandboxes.ts'
 import { Snapshots } from './control/sandboxes/snapshots.ts'
 import { Sweeper } from './control/sandboxes/sweeper.ts'
@@ -44,6 +39,7 @@ import { openHostKey } from './control/ssh-host-key.ts'
 import { SshKeys } from './control/ssh-keys.ts'
 import { type RuntimePoolKey, Starter } from './control/starter.ts'
 import { VersionSnapshots } from './control/version-snapshots.ts'
+import { openDataDir } from './data-dir.ts'
 import { DockerDriver } from './drivers/docker/index.ts'
 import type { Driver } from './drivers/driver.ts'
 import { OciDriver } from './drivers/oci/index.ts'
@@ -51,7 +47,7 @@ import { ProcessDriver } from './drivers/process/index.ts'
 import { startGateway } from './gateway/server.ts'
 import { startSsh } from './gateway/ssh/start.ts'
 import { Images } from './images/images.ts'
-import { reseedLibrary } from './runtimes/reseed-library.ts'
+import { builtAgent, stageAgent, stageRuntimes } from './installation.ts'
 import { SnapshotFiles } from './snapshots/snapshot-files.ts'
 import { openStore } from './store/sqlite/open.ts'
 import { createLogger } from './telemetry/log.ts'
@@ -393,101 +389,4 @@ function createDrivers(dataDir: string, config: Config): { all: Driver[]; docker
   const { storage_mib: storageMib, disk_mib: diskMib } = config.sandboxes
   const oci = new OciDriver({ dataDir, engine: config.oci.engine, storageMib, diskMib })
   return { all: [oci, docker, new ProcessDriver({ dataDir })], docker }
-}
-
-/** Sandboxes walk through it to what is shown to them, but cannot list it; what is private in it has modes of its own. */
-function openDataDir(path: string): string {
-  try {
-    mkdirSync(path, { recursive: true, mode: 0o711 })
-    chmodSync(path, 0o711)
-    const real = realpathSync(path)
-    if (process.getuid?.() === 0) checkReachable(real)
-    return real
-  } catch (cause) {
-    if (cause instanceof ThawError) throw cause
-    throw new ThawError('config_invalid', `The data directory ${path} cannot be used: ${(cause as Error).message}`, {
-      fix: 'Choose a folder that this user may write to, with --data-dir.',
-      cause,
-    })
-  }
-}
-
-/** Code never runs as root, so every folder on the way must let other users through. */
-function checkReachable(path: string): void {
-  for (let dir = dirname(path); dir !== dirname(dir); dir = dirname(dir)) {
-    if ((statSync(dir).mode & 0o001) !== 0) continue
-    throw new ThawError('config_invalid', `Sandboxes cannot reach the data directory ${path}: ${dir} lets no other user through.`, {
-      fix: `Choose another folder with --data-dir, such as /var/lib/thaw, or let users pass: chmod o+x ${dir}`,
-    })
-  }
-}
-
-/**
- * Copies the files of the runtimes into the data directory: sandboxes run as users who may not be able to walk to where
- * thaw is installed.
- */
-async function stageRuntimes(dataDir: string): Promise<string> {
-  const root = findUp('runtimes')
-  const target = join(dataDir, 'runtimes')
-  rmSync(target, { recursive: true, force: true })
-  mkdirSync(target, { mode: 0o755 })
-  for (const name of ['python', 'node', 'go']) cpSync(join(root, 'runtimes', name), join(target, name), { recursive: true })
-  if (process.arch === 'x64' || process.arch === 'arm64') writeFileSync(join(target, 'node', 'reseed.node'), reseedLibrary(process.arch))
-  mkdirSync(join(target, 'custom'), { mode: 0o755 })
-  const launcher = join(root, '.build', 'runtimes', 'custom', 'launcher')
-  if (existsSync(launcher)) cpSync(launcher, join(target, 'custom', 'launcher'))
-  mkdirSync(join(target, 'agent'), { mode: 0o755 })
-  const agent = builtAgent()
-  if (existsSync(agent)) cpSync(agent, join(target, 'agent', 'thaw-agent'))
-  await compilePython(join(target, 'python'))
-  return target
-}
-
-/**
- * Puts the agent into a folder of the data directory that is named by its content, and stays: sandboxes and snapshots of
- * earlier servers need theirs.
- */
-function stageAgent(dataDir: string): Agents {
-  const program = join(findUp('runtimes'), '.build', 'agent', `thaw-agent-linux-${process.arch === 'arm64' ? 'arm64' : 'amd64'}`)
-  const folder = (digest: string) => join(dataDir, 'agents', digest)
-  const current = existsSync(program) ? createHash('sha256').update(readFileSync(program)).digest('hex') : 'none'
-  if (!existsSync(folder(current))) {
-    const draft = `${folder(current)}.draft`
-    rmSync(draft, { recursive: true, force: true })
-    mkdirSync(draft, { recursive: true, mode: 0o755 })
-    if (existsSync(program)) cpSync(program, join(draft, 'thaw-agent'))
-    renameSync(draft, folder(current))
-  }
-  return {
-    current,
-    dir: (digest) => {
-      if (existsSync(folder(digest))) return folder(digest)
-      throw new ThawError('snapshot_incompatible', 'The snapshot has an agent that this server does not know.')
-    },
-  }
-}
-
-/**
- * Sandboxes see the files of their runtime read-only, so Python could not keep what it compiles: every start would
- * compile anew. Made here for the Python of this machine; another one ignores it.
- */
-async function compilePython(dir: string): Promise<void> {
-  await promisify(execFile)('/usr/bin/python3', ['-I', '-m', 'compileall', '-q', '--invalidation-mode', 'unchecked-hash', dir]).catch(
-    () => undefined,
-  )
-}
-
-/** The agent's program for this machine, as the bootstrap of the installation builds it. */
-function builtAgent(): string {
-  return join(findUp('runtimes'), '.build', 'agent', `thaw-agent-linux-${process.arch === 'arm64' ? 'arm64' : 'amd64'}`)
-}
-
-/** The nearest folder above this file that has a folder of this name. */
-function findUp(name: string): string {
-  let dir = dirname(fileURLToPath(import.meta.url))
-  while (!existsSync(join(dir, name, 'python'))) {
-    if (dirname(dir) === dir) throw new ThawError('internal', `The folder ${name} of the installation is missing.`)
-    dir = dirname(dir)
-  }
-  return dir
 }
