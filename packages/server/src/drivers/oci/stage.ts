@@ -14,8 +14,8 @@ const spareCount = 2
 const refillDelayMs = 50
 
 /**
- * A shell that waits, in a control group and in namespaces of its own, for the script that restores a sandbox there. To enter a group
- * takes the kernel 10 ms, and to start a shell nearly as long. It has no mount namespace yet: that would hold what others unmount.
+ * A shell that waits, in a control group and in namespaces of its own, for the script that restores a sandbox there. To enter groups
+ * takes 9 ms, and to start a shell as long. It has no mount namespace yet: that would hold what others unmount.
  */
 export class Stage {
   readonly group: string
